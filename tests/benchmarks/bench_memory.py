@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from measuring import Measured, Run, peak_rss_bytes, resident_bytes
@@ -14,14 +17,18 @@ from training_steps import COMMON, SMALL, baseline_step, network_experiment, our
 from evaluation.distances.frechet import Moments
 from training.config.experiment import Experiment, Precision
 from training.config.presets import preset
-from training.cost.peak import training_bytes
+from training.cost.peak import scoring_bytes, training_bytes
+from training.models.unet import example_inputs, make_model
 
-PREDICTED: tuple[tuple[str, int, Precision], ...] = (
+PREDICTED: tuple[tuple[str, int, Precision | Literal["scoring"]], ...] = (
     ("fashion-mnist", 128, "fp32"),
     ("cifar10", 8, "fp32"),
     ("cifar10", 8, "bf16"),
     ("imagenet64", 2, "fp32"),
+    ("fashion-mnist", 128, "scoring"),
+    ("cifar10", 32, "scoring"),
 )
+"""Preset, images at once, and precision of a training, or scoring."""
 
 
 def measure(run: Run) -> Iterator[tuple[str, Measured]]:
@@ -40,12 +47,17 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
 
 def predictions(run: Run) -> Iterator[tuple[str, Measured]]:
     """How far the predicted peaks are from what a process needs beyond its libraries."""
-    for name, batch, precision in PREDICTED:
+    for name, batch, work in PREDICTED:
         experiment = _predicted_experiment(name, batch, run)
-        predicted = training_bytes(experiment, experiment.optim.global_batch_size, bf16=precision == "bf16")
-        measured = _in_own_process(predicted_peak, name, batch, precision, run)
+        size = experiment.optim.global_batch_size
+        predicted = scoring_bytes(experiment, size) if work == "scoring" else training_bytes(experiment, size, bf16=work == "bf16")
+        allocator = ctypes.util.find_library("tcmalloc_minimal")
+        measured = _in_own_process(predicted_peak, name, batch, work, run, preload=allocator)
         note = f"predicted {predicted / 1e6:,.0f} MB, measured {measured / 1e6:,.0f} MB"
-        yield f"predicted-{name}-{precision}", Measured(value=100 * abs(predicted / measured - 1), note=note)
+        if allocator:
+            plain = _in_own_process(predicted_peak, name, batch, work, run)
+            note += f", with the C library's allocator {plain / 1e6:,.0f} MB"
+        yield f"predicted-{name}-{work}", Measured(value=100 * abs(predicted / measured - 1), note=note)
 
 
 def _predicted_experiment(name: str, batch: int, run: Run) -> Experiment:
@@ -53,24 +65,38 @@ def _predicted_experiment(name: str, batch: int, run: Run) -> Experiment:
     return preset(f"{name}-hybrid-cosine", [*COMMON, *small, f"optim.global_batch_size={2 if run.quick else batch}"])
 
 
-def _in_own_process(work: Callable[..., int], *arguments: object) -> int:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
+def _in_own_process(work: Callable[..., int], *arguments: object, preload: str | None = None) -> int:
+    before = os.environ.get("LD_PRELOAD")
+    if preload:
+        os.environ["LD_PRELOAD"] = preload
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(work, *arguments).result()
+    finally:
+        os.environ.pop("LD_PRELOAD", None)
+        if before is not None:
+            os.environ["LD_PRELOAD"] = before
 
 
-def predicted_peak(name: str, batch: int, precision: Precision, run: Run) -> int:
-    """Bytes that a process needs for two updates beyond what the same on a small network takes."""
+def predicted_peak(name: str, batch: int, work: Precision | Literal["scoring"], run: Run) -> int:
+    """Bytes that four updates or scorings need beyond what the same on a small network takes; in a thread, as Ray Train trains."""
     set_up(run.device)
 
-    def work(experiment: Experiment) -> None:
-        step = updates_of(our_trainer(experiment, run.device, precision=precision))
-        step()
-        step()
+    def do(experiment: Experiment) -> None:
+        step = _scoring_of(experiment) if work == "scoring" else updates_of(our_trainer(experiment, run.device, precision=work))
+        for _ in range(4):
+            step()
 
-    work(_predicted_experiment(name, 1, replace(run, quick=True)))
-    before = resident_bytes()
-    work(_predicted_experiment(name, batch, run))
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(do, _predicted_experiment(name, 1, replace(run, quick=True))).result()
+        before = resident_bytes()
+        thread.submit(do, _predicted_experiment(name, batch, run)).result()
     return peak_rss_bytes() - before
+
+
+def _scoring_of(experiment: Experiment) -> Callable[[], object]:
+    network, inputs = make_model(experiment).eval(), example_inputs(experiment, experiment.optim.global_batch_size)
+    return torch.no_grad()(lambda: network(**inputs))
 
 
 def training_peak(side: str, run: Run) -> int:

@@ -97,6 +97,20 @@ def test_the_predicted_peak_is_what_a_real_pass_has_alive(trains: bool) -> None:
     assert live.peak > 4 * parameters * (2 if trains else 1)
 
 
+def test_a_convolution_copies_what_it_reads_and_writes() -> None:
+    images, weight = torch.ones(2, 3, 8, 8, requires_grad=True), torch.ones(5, 3, 1, 1)
+    with LiveBytes() as live:
+        live.add(images)
+        live.add(weight)
+        alive = live.now
+        output = torch.nn.functional.conv2d(images, weight)
+        assert live.now == alive + output.nbytes
+        assert live.peak == live.now + images.nbytes + output.nbytes
+        live.peak = 0
+        (gradient,) = torch.autograd.grad(output, images, torch.ones_like(output))
+    assert live.peak == alive + 2 * output.nbytes + gradient.nbytes + output.nbytes + images.nbytes
+
+
 def test_an_estimate_leaves_nothing_behind_in_the_network_that_the_next_one_shares() -> None:
     experiment = presets.preset("digits-hybrid-cosine")
     trained, scored = training_bytes(experiment, 4, bf16=True), scoring_bytes(experiment, 4)
