@@ -96,6 +96,13 @@ def _is_definition(name: str) -> bool:
     return spec is not None and spec.origin is not None and "from kfp import" in Path(spec.origin).read_text()
 
 
+def check_allocator() -> str:
+    """Check that tcmalloc is loaded, without which a training on a CPU takes more memory than `iddpm cost` says."""
+    if "libtcmalloc" not in Path("/proc/self/maps").read_text():
+        raise SelfTestError(f"tcmalloc is not loaded; LD_PRELOAD is {os.environ.get('LD_PRELOAD', '') or 'empty'}")
+    return "memory comes from tcmalloc"
+
+
 def check_executor() -> str:
     """Check that a step runs in kfp's executor, without the requirements of kfp's compiler and client."""
     with tempfile.TemporaryDirectory() as directory:
@@ -142,6 +149,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "user": check_user,
     "commands": check_commands,
     "modules": check_modules,
+    "allocator": check_allocator,
     "executor": check_executor,
     "training": check_training,
     "ray": check_ray,
