@@ -176,6 +176,8 @@ def _task_states(run: Any, names: Collection[str]) -> dict[str, str]:
     states: dict[str, str] = {}
     was_ended = run.state == "CANCELING" or was_cancelled(run)
     for name, nodes in found.items():
+        if any(node.display_name != name for node in nodes):
+            nodes = [node for node in nodes if node.state]  # a task that its failed driver left out is there too, without a state
         for number, node in enumerate(nodes, start=1):
             state = "CANCELED" if node.state == "FAILED" and was_ended else node.state
             states[name if len(nodes) == 1 else f"{name} ({number})"] = format_state(state)

@@ -559,6 +559,20 @@ def test_a_run_with_a_known_step_is_not_called_silent(server: FakeKfp, kfp: Kfp)
     assert said == []
 
 
+def test_a_task_whose_driver_failed_has_failed_and_is_not_two(server: FakeKfp, kfp: Kfp) -> None:
+    tasks = [
+        {"display_name": "train-driver", "state": "SUCCEEDED"},
+        {"display_name": "train", "state": "SUCCEEDED"},
+        {"display_name": "evaluate-driver", "state": "FAILED"},
+        {"display_name": "evaluate"},  # Argo omitted it
+    ]
+    times = [{"start_time": f"2026-11-29T21:4{i}:00Z", "task_id": str(i)} for i in range(len(tasks))]
+    run = server.add_run("FAILED", run_details={"task_details": [task | time for task, time in zip(tasks, times, strict=True)]})
+    said: list[str] = []
+    follow(kfp, run, task_names=("train", "evaluate"), say=said.append, polling=QUICK)
+    assert [line.split() for line in said] == [["train", "succeeded"], ["evaluate", "failed"]]
+
+
 def test_a_server_that_stays_away_ends_it(server: FakeKfp, kfp: Kfp) -> None:
     run = server.add_run("RUNNING")
     server.faults["GET", f"/runs/{run}"] = [503] * 1000
