@@ -15,6 +15,8 @@ LARGEST_SWEEP = 60
 """The most trials of one run. Kubernetes stores 1 MiB of a Workflow, and Argo stores each step's inputs in it (tests measure it)."""
 ENDED = ("Succeeded", "Failed", "Error")
 """Phases of a Workflow whose steps are over."""
+STORED_LABEL = "pipeline/persistedFinalState"
+"""KFP's label of a Workflow whose end it has stored. Its Retry writes the Workflow as it was stored, so without a label that came later."""
 RUNNING = "workflows.argoproj.io/completed!=true"
 """Selects the Workflows that go on, by the label that Argo gives those that have ended."""
 

@@ -11,7 +11,7 @@ import sys
 from components.cluster.connection import KubernetesError, current_namespace
 from components.cluster.kubernetes_api import KubernetesApi
 from components.reaper.messages import tell_webhook
-from components.reaper.mlflow_runs import close_finished_runs
+from components.reaper.mlflow_runs import close_finished_runs, tag_failed_runs
 from components.reaper.rayjobs import delete_finished_rayjobs
 from training.config.errors import UserError
 from training.console import say
@@ -26,7 +26,7 @@ def main() -> int:
     except KubernetesError as error:
         say(str(error))
         return 1
-    for clean_up in (delete_finished_rayjobs, close_finished_runs, tell_webhook):
+    for clean_up in (delete_finished_rayjobs, close_finished_runs, tag_failed_runs, tell_webhook):
         try:
             clean_up(api)
         except (KubernetesError, TrackingError, UserError) as error:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from components.cluster.failures import step_errors
 from components.cluster.kubernetes_api import KubernetesApi
-from components.cluster.workflows import RUNNING, form_of, is_cancelled, last_start, phase_of, pipeline_of
+from components.cluster.workflows import RUNNING, STORED_LABEL, form_of, is_cancelled, last_start, phase_of, pipeline_of
 from components.reaper.numbers import Numbers
 from components.steps.run_messages import End, tell_end, tell_hung, tell_start
 from components.steps.runs import last_progress
@@ -28,8 +28,6 @@ from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, STEP_TAG, TRAI
 
 TOLD_LABEL = "iddpm/told"
 """Label of a Workflow whose end the webhook knows, or need not know."""
-_STORED_LABEL = "pipeline/persistedFinalState"
-"""KFP's label of a Workflow whose end it has stored. Its Retry writes the Workflow as it was stored, so without a label that came later."""
 HUNG_VARIABLE = "IDDPM_WEBHOOK_HUNG_MINUTES"
 _HUNG_MINUTES = 60.0
 _MOST_FAILURES = 3
@@ -90,7 +88,7 @@ def _tell_end(api: KubernetesApi, workflow: Mapping[str, Any], numbers: Numbers)
         found = numbers.of(run_id) if is_wanted(end.event) and end.succeeded else {}
         if not tell_end(end, run_id, root, name=_name(workflow), numbers=found, needs_record=False):
             return False
-    if _STORED_LABEL in metadata["labels"] or not is_news:
+    if STORED_LABEL in metadata["labels"] or not is_news:
         api.label_workflow(metadata["name"], TOLD_LABEL, "true")
     return True
 

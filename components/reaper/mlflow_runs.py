@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from components.ablations.close import update_ablation
 from components.cluster.failures import in_one_sentence, step_errors
 from components.cluster.kubernetes_api import KubernetesApi
-from components.cluster.workflows import ENDED, is_cancelled, phase_of
+from components.cluster.workflows import ENDED, STORED_LABEL, is_cancelled, phase_of, pipeline_of
+from components.steps.close import tag_error
 from components.steps.mlflow_sync import read_marks, update_mlflow, update_open_run
+from components.steps.run_messages import End
 from components.steps.runs import storage_root_of
 from training.config.errors import UserError
 from training.console import say
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 WORKFLOW_TAG = "iddpm.workflow"
 """Tag of an MLflow run: the pipeline's run that it was last seen with, the cluster, and the Workflow."""
+TAGGED_LABEL = "iddpm/tagged"
+"""Label of a failed Workflow whose error MLflow has; KFP's Retry takes it away."""
 _NUM_LATEST = 200
 """The runs whose storage roots are searched for what MLflow lacks."""
 _IDS_PER_REQUEST = 50
@@ -73,6 +77,23 @@ def close_finished_runs(api: KubernetesApi) -> list[str]:
             if error:
                 set_tag(run.run_id, ERROR_TAG, error)
     return closed
+
+
+def tag_failed_runs(api: KubernetesApi) -> None:
+    """Tag the MLflow runs of failed Workflows with the error where no exit task has; a finished training shows so what failed after it.
+
+    Raises:
+        KubernetesError: The cluster does not answer, or refuses.
+        TrackingError: MLflow can't be reached.
+    """
+    for workflow in api.workflows(f"workflows.argoproj.io/phase in (Failed,Error),!{TAGGED_LABEL}"):
+        if not pipeline_of(workflow).startswith("iddpm-"):
+            continue
+        metadata = workflow["metadata"]
+        if not is_cancelled(workflow):
+            tag_error(End(succeeded=False, errors=step_errors(workflow, api.log_tail)), metadata["labels"]["pipeline/runid"], replace=False)
+        if STORED_LABEL in metadata["labels"]:
+            api.label_workflow(metadata["name"], TAGGED_LABEL, "true")
 
 
 def send_what_mlflow_lacks(runs: Sequence[FoundRun]) -> None:

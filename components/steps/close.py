@@ -123,19 +123,25 @@ def close_runs(end: End, pipeline_run_id: str) -> None:
             status: Status = "FINISHED" if is_over and _has_result(run) else unfinished
             if close_open_run(run, PIPELINE_RUN_TAG, status):
                 say(f"run {run.key} was left open in MLflow; it is closed as {status}")
-        _tag_error(end, pipeline_run_id)
+        tag_error(end, pipeline_run_id)
     except TrackingError as error:
         say(f"{error}; the reaper closes what this pipeline's run left open in MLflow")
 
 
-def _tag_error(end: End, pipeline_run_id: str) -> None:
-    """Tag the failed runs, and a training that finished before a later step failed; remove the error of an earlier try."""
+def tag_error(end: End, pipeline_run_id: str, *, replace: bool = True) -> None:
+    """Tag the failed runs, and a training that finished before a later step failed; remove the error of an earlier try.
+
+    Args:
+        end: The end.
+        pipeline_run_id: The pipeline's run.
+        replace: Whether a tag that is there already is written anew.
+    """
     error = in_one_sentence(end.errors)[:_LONGEST_TAG]
     finished = open_runs(PIPELINE_RUN_TAG, pipeline_run_id, status="FINISHED")
     failed = open_runs(PIPELINE_RUN_TAG, pipeline_run_id, status="FAILED") if error else []
     is_single = len(finished) + len(failed) == 1  # a sweep's good trials have nothing to do with the bad one
     for run in [*failed, *(finished if is_single or not error else [])]:
-        if run.tags.get(ERROR_TAG, "") != error:
+        if run.tags.get(ERROR_TAG, "") != error and (replace or not run.tags.get(ERROR_TAG)):
             set_tag(run.run_id, ERROR_TAG, error)
 
 

@@ -29,7 +29,17 @@ from training import storage
 from training.config.presets import preset
 from training.tracking.client import connect
 from training.tracking.references import ABLATION_URI_TAG, TUNING_URI_TAG
-from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, TrackedRun, close_open_run, open_again, open_run, open_runs, tags_of
+from training.tracking.runs import (
+    ERROR_TAG,
+    PIPELINE_RUN_TAG,
+    TrackedRun,
+    close_open_run,
+    open_again,
+    open_run,
+    open_runs,
+    set_tag,
+    tags_of,
+)
 
 
 @pytest.fixture
@@ -231,6 +241,26 @@ def test_after_kfps_retry_a_killed_evaluation_leaves_a_failed_run_though_its_tra
     error = tags_of(run.run_id)[ERROR_TAG]
     assert error.startswith("evaluate: ")
     assert "ValueError: what the pod's log says" in error
+
+
+@pytest.mark.parametrize(("told", "shown"), [("", "evaluate: ValueError: the pod's log"), ("evaluate: the exit task's words", "")])
+def test_a_finished_training_shows_the_later_failure_that_no_exit_task_has_told(cluster, pipeline, told, shown):
+    state = workflow_states("mlflow-away", pipeline_run_id=pipeline)[-1]
+    name = state["metadata"]["name"]
+    cluster.workflows = {name: state}
+    cluster.logs = {attempt.pod: ["ValueError: the pod's log"] for attempt in attempts(state) if attempt.step == "evaluate"}
+    run = _run(pipeline)
+    run.finish("FINISHED")
+    if told:
+        set_tag(run.run_id, ERROR_TAG, told)
+    state["metadata"]["labels"].pop("pipeline/persistedFinalState", None)
+    for is_stored in (False, True):
+        if is_stored:
+            cluster.workflows[name]["metadata"]["labels"]["pipeline/persistedFinalState"] = "true"
+        assert reaper.main() == 0
+        assert tags_of(run.run_id)[ERROR_TAG].startswith(told or shown)
+        assert ("iddpm/tagged" in cluster.workflows[name]["metadata"]["labels"]) == is_stored
+    assert _status(run) == "FINISHED"
 
 
 def test_metrics_that_a_killed_step_left_in_the_runs_directory_reach_mlflow(cluster, pipeline, tmp_path):
