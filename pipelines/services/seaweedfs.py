@@ -53,7 +53,8 @@ def command(weed: Path, data_path: Path, bucket: str, ports: Mapping[str, int]) 
     for name in PORT_NAMES:
         service, _, grpc = name.partition(".")
         flags[f"{service}.port.grpc" if grpc else f"{service}.port"] = str(ports[name])
-    return [str(weed), "mini", *(f"-{flag}={value}" for flag, value in flags.items())]
+    log_here = "-logtostderr"  # alone, without files of its own in /tmp
+    return [str(weed), log_here, "mini", *(f"-{flag}={value}" for flag, value in flags.items())]
 
 
 def environment(base: Mapping[str, str], key_id: str, secret: str) -> dict[str, str]:
