@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -299,6 +300,70 @@ def test_an_object_whose_transfer_breaks_off_each_time_may_be_there_later(monkey
         with pytest.raises(StorageError, match=r"s3://bucket/large: no answer from S3 at .* \((Incomplete|Response)\w+\)") as caught:
             storage.download("s3://bucket/large", tmp_path / "copy")
         server.shutdown()
+    assert caught.value.transient
+
+
+@contextlib.contextmanager
+def answering(monkeypatch, answer):
+    """Serve `answer(handler)` for every request, as S3 at the address of the environment."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            answer(self)
+
+        do_PUT = do_GET  # noqa: N815
+
+        def log_message(self, format, *args):
+            pass
+
+    asked: list[str] = []
+    for name, value in {"ACCESS_KEY_ID": "any", "SECRET_ACCESS_KEY": "any", "REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        yield asked
+        server.shutdown()
+
+
+def test_a_request_without_an_answer_is_repeated_by_boto3_alone(monkeypatch):
+    """Retries inside retries would take longer than the other ranks of a training wait."""
+    with answering(monkeypatch, lambda handler: handler.connection.close()) as asked:
+        with pytest.raises(StorageError, match=r"no answer from S3 .* \(ConnectionClosedError\)") as caught:
+            storage.read_bytes("s3://bucket/object")
+        assert len(asked) == 4
+    assert caught.value.transient
+
+
+def test_what_a_server_does_not_implement_is_not_asked_for_again(monkeypatch):
+    def answer(handler):
+        body = b"<Error><Code>NotImplemented</Code><Message>If-None-Match</Message></Error>"
+        handler.send_response(501)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    said = r"does not implement what was asked \(NotImplemented\); update the server"
+    with answering(monkeypatch, answer), pytest.raises(StorageError, match=said) as caught:
+        storage.write_bytes("s3://bucket/object", b"content", if_absent=True)
+    assert not caught.value.transient
+
+
+def test_a_server_of_credentials_that_is_away_may_come_back(monkeypatch):
+    def answer(handler):
+        handler.send_response(503)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    with answering(monkeypatch, answer):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", os.environ["AWS_ENDPOINT_URL"])
+        with pytest.raises(StorageError, match=r"s3://bucket/object: .* check the role of this pod or machine") as caught:
+            storage.read_bytes("s3://bucket/object")
     assert caught.value.transient
 
 

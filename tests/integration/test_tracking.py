@@ -237,7 +237,22 @@ def test_a_metric_that_mlflow_refuses_costs_no_other_metric(key, capsys):
         run.log_metrics({"a//b": step, "loss": step}, step)  # MLflow takes no path with an empty part
     assert run.flush()
     assert points(run, "loss") == [(0, 0), (1, 1), (2, 2)]
-    assert "MLflow refused metrics of the name a//b" in capsys.readouterr().out
+    run.log_metrics({"a//b": 3, "loss": 3}, 3)
+    assert run.flush()
+    assert points(run, "loss")[-1] == (3, 3)
+    assert capsys.readouterr().out.count("MLflow refused the metrics a//b: ") == 1
+
+
+def test_a_run_that_was_deleted_in_mlflow_refuses_all_metrics_in_one_line(key, capsys):
+    run = open_run(key)
+    server().delete_run(run.run_id)
+    for step in range(3):
+        run.log_metrics({"loss": step, "learning_rate": step, "grad_norm": step}, step)
+        assert run.flush()
+    said = [line for line in capsys.readouterr().out.splitlines() if "refused" in line]
+    assert len(said) == 1
+    assert said[0].startswith("MLflow refused the metrics grad_norm, learning_rate, loss: ")
+    assert "must be in the 'active' state" in said[0]
 
 
 def test_requests_that_do_not_fit_into_memory_cost_no_metric(key, bucket_uri, monkeypatch, capsys):

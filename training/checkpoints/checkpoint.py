@@ -92,6 +92,7 @@ def clean(run_uri: str) -> list[int]:
 
     Only the run itself may call this, when it starts: to another process, a checkpoint that is being written looks incomplete.
     """
+    storage.delete_partial_files(storage.join(run_uri, DIRECTORY))
     found = _found(run_uri)
     broken = [step for step, complete in found.items() if not complete]
     for step in broken:
@@ -156,9 +157,11 @@ def load_experiment(uri: str) -> Experiment:
         raise CheckpointError(f"{storage.join(uri, EXPERIMENT)}: {error}") from error
     run_uri, in_run, _ = uri.rpartition("/checkpoints/")
     try:
-        current = Experiment.from_json(storage.read_bytes(storage.join(run_uri, EXPERIMENT))) if in_run else experiment
-    except (storage.StorageError, UserError):
+        current = read_experiment(storage.join(run_uri, EXPERIMENT)) if in_run else experiment
+    except storage.ObjectNotFoundError:
         return experiment  # a checkpoint is complete without its run
+    except UserError as error:
+        raise CheckpointError(str(error)) from error
     return dataclasses.replace(experiment, evaluation=current.evaluation) if same_training(experiment, current) else experiment
 
 
@@ -250,11 +253,11 @@ class AsyncWriter:
         try:
             self.wait()
             self._is_left_out = False
-        except storage.StorageError as error:
+        except storage.StorageError:
             if self._is_left_out or self._step == self._required_step:
                 raise
             self._is_left_out = True
-            say(f"{error}; the checkpoint of step {self._step} is left out; if that of step {step} can't be written, this attempt ends")
+            say(f"the checkpoint of step {self._step} is left out; if that of step {step} can't be written, this attempt ends")
         self._step = step
         copies = {name: value if isinstance(value, bytes) else plain(value, name, copy=True) for name, value in files.items()}
         self._pending = self._pool.submit(self._write, step, copies, on_saved)
@@ -277,7 +280,11 @@ class AsyncWriter:
             self._first(step, files)
             return save(self._run_uri, step, files)
 
-        uri = storage.retry(attempt, seconds=self._retry_seconds)  # one budget for both: the ranks may be waiting for it
+        try:
+            uri = storage.retry(attempt, seconds=self._retry_seconds)  # one budget for both: the ranks may be waiting for it
+        except (storage.StorageError, UserError) as error:  # raised where training waits for it, which may be hours later
+            say(f"the checkpoint of step {step} was not written: {error}")
+            raise
         if on_saved is not None:
             on_saved(uri)
 

@@ -141,7 +141,10 @@ class Trainer:
     def _train(self, num_steps: int | None) -> Outcome:
         last = min(num_steps or self.experiment.optim.num_steps, self.experiment.optim.num_steps)
         interval = self.experiment.optim.checkpoint_interval
-        reason: str | None = None
+        # A run that stopped early may have been lost before its result was written: it does not train on.
+        reason = self._reason_to_stop() if 0 < self.step < last else None
+        if reason is not None:
+            return Outcome(step=self.step, stop_reason=reason)
         self._meter.restart_clock()
         bounds = shard_bounds(self.experiment.optim.global_batch_size, self.rank, self.world_size)
         batches = self.batches.batches(self.step, last - self.step, *bounds, pin_memory=self.device.type == "cuda")
@@ -267,7 +270,6 @@ class Trainer:
                 f"the gradient was not finite for {MAX_CONSECUTIVE_SKIPS} updates in a row before step {self.step}; "
                 f"try a lower optim.learning_rate or optim.grad_clip_norm=1"
             )
-        reason: str | None = None
         if self.rank == 0:
             optim = self.experiment.optim
             metrics |= {
@@ -276,6 +278,12 @@ class Trainer:
                 "skipped_updates": float(self.skipped_total),
             } | {f"ema_distance_{decay}": value for decay, value in self.state.ema.distances(self.state.model).items()}
             self.hooks.log(self.step, metrics)
+        return self._reason_to_stop()
+
+    def _reason_to_stop(self) -> str | None:
+        """Return the reason to stop at this boundary, the same on every rank, or None."""
+        reason: str | None = None
+        if self.rank == 0:
             reason = self.hooks.should_stop(self.step)
             self._meter.restart_clock()  # a single process may have taken a score meanwhile
         agreed: str | None = broadcast_object(reason, self.world_size)

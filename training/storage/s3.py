@@ -26,6 +26,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionError,
+    CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -49,6 +50,8 @@ _SMALL_BYTES = 8 * 2**20
 """boto3 fetches a larger object in parts, for which it asks for the size again; one request is enough for a smaller one."""
 _NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError)
 _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken", "ExpiredToken"}
+_ROLE_PROVIDERS = {"container-role", "iam-role"}
+"""Sources of credentials that a server hands out: a pod's (EKS Pod Identity, ECS) and an instance's. It may be away for a moment."""
 _BUSY = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ThrottlingException", "OperationAborted"}
 
 
@@ -219,6 +222,10 @@ def connect(
     return session.client("s3", endpoint_url=endpoint, region_name=region or session.region_name or "us-east-1", config=config)
 
 
+class _BrokenOffError(Exception):
+    """The body of an answer broke off; the cause says how."""
+
+
 class _ObjectFile(io.RawIOBase):
     """An object as a file for reading; its position is local, so that only reads are requests."""
 
@@ -256,12 +263,18 @@ def _get(uri: str, byte_range: str = "") -> bytes:
     def request() -> bytes:
         s3 = client()
         answer = s3.get_object(Bucket=bucket, Key=key, Range=byte_range) if byte_range else s3.get_object(Bucket=bucket, Key=key)
-        return answer["Body"].read()
+        try:
+            return answer["Body"].read()
+        except _NO_ANSWER as error:
+            raise _BrokenOffError from error
 
-    # boto3 repeats a request, but not the reading of a body that breaks off.
-    attempts = Retrying(retry=retry_if_exception_type(_NO_ANSWER), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
+    # boto3 repeats a request that gets no answer, but not the reading of a body that breaks off.
+    attempts = Retrying(retry=retry_if_exception_type(_BrokenOffError), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
     with _explain_errors(uri):
-        return attempts(request)
+        try:
+            return attempts(request)
+        except _BrokenOffError as error:
+            raise error.__cause__ or error from None
 
 
 def _head(uri: str) -> HeadObjectOutputTypeDef:
@@ -298,11 +311,16 @@ def _explain_errors(uri: str) -> Iterator[None]:
             "AWS_ENDPOINT_URL is right; 'iddpm up' starts the local one",
             transient=True,
         ) from error
+    except CredentialRetrievalError as error:
+        raise StorageError(
+            f"{uri}: {_in_one_line(error)}; check the role of this pod or machine",
+            transient=error.kwargs.get("provider") in _ROLE_PROVIDERS,
+        ) from error
     except (BotoCoreError, Boto3Error) as error:
         cause = error.__cause__ or error.__context__
         if isinstance(cause, ClientError):  # s3transfer wraps the answer to a part
             raise _explain_answer(uri, cause) from error
-        raise StorageError(f"{uri}: {' '.join(str(error).split())}; check the address and the AWS_* variables") from error
+        raise StorageError(f"{uri}: {_in_one_line(error)}; check the address and the AWS_* variables") from error
 
 
 def _explain_answer(uri: str, error: ClientError) -> StorageError:
@@ -323,10 +341,16 @@ def _explain_answer(uri: str, error: ClientError) -> StorageError:
             f"{uri}: S3 at {endpoint} refused the credentials ({code}); check AWS_ACCESS_KEY_ID and "
             f"AWS_SECRET_ACCESS_KEY or the pod's role, and that they may use bucket {bucket!r}"
         )
+    if status == 501:
+        return StorageError(f"{uri}: S3 at {endpoint} does not implement what was asked ({code}); update the server, or use another one")
     transient = code in _BUSY or status >= 500 or status == 429
     remedy = "try again, and check the server's log and free disk space" if transient else "check the address"
-    message = " ".join(error.response.get("Error", {}).get("Message", "").split())
+    message = _in_one_line(error.response.get("Error", {}).get("Message", ""))
     return StorageError(f"{uri}: S3 at {endpoint} answered {status} {code} {message}; {remedy}", transient=transient)
+
+
+def _in_one_line(value: object) -> str:
+    return " ".join(str(value).split())
 
 
 def _missing_bucket(bucket: str, endpoint: str) -> StorageError:

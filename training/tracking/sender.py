@@ -17,18 +17,21 @@ from training.tracking.client import in_one_line, is_local, is_transient
 _CAPACITY = 512
 _MAX_PAUSE_SECONDS = 30.0
 _FLUSH_PAUSE_SECONDS = 0.5
+_IDLE_SECONDS = 60.0
 
 
 class BackgroundSender:
-    """A queue of requests with one daemon thread; `kept_in` says in messages where the numbers are until MLflow has them.
+    """A queue of requests with one daemon thread, which ends when there was none for a minute.
 
-    A request is repeated until it succeeds, can't succeed or the process ends, so it must be harmless to repeat.
+    A request is repeated until it succeeds, can't succeed or the process ends, so it must be harmless to repeat. `kept_in` says in
+    messages where the numbers are until MLflow has them.
     """
 
     def __init__(self, *, kept_in: str) -> None:
         self._kept_in = kept_in
         self._requests: queue.Queue[tuple[str, Callable[[], object]]] = queue.Queue(_CAPACITY)
         self._thread: threading.Thread | None = None
+        self._thread_lock = threading.Lock()  # a request comes before the thread ends, or starts another
         self._is_full = False
         self._failed: set[str] = set()
         self._num_flushing = 0
@@ -41,17 +44,18 @@ class BackgroundSender:
             name: Its name in messages.
             send: Does it; called in the background thread.
         """
-        try:
-            self._requests.put_nowait((name, send))
-        except queue.Full:
-            if not self._is_full:
-                say(f"MLflow has been away for so long that {name} and what follows wait in the run's directory only")
-            self._is_full = True
-            return False
-        self._is_full = False
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="sender to MLflow", daemon=True)
-            self._thread.start()
+        with self._thread_lock:
+            try:
+                self._requests.put_nowait((name, send))
+            except queue.Full:
+                if not self._is_full:
+                    say(f"MLflow has been away for so long that {name} and what follows wait in the run's directory only")
+                self._is_full = True
+                return False
+            self._is_full = False
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="sender to MLflow", daemon=True)
+                self._thread.start()
         return True
 
     def wait(self, seconds: float) -> None:
@@ -72,8 +76,16 @@ class BackgroundSender:
 
     def _run(self) -> None:
         while True:
-            name, send = self._requests.get()
+            try:
+                name, send = self._requests.get(timeout=_IDLE_SECONDS)
+            except queue.Empty:
+                with self._thread_lock:
+                    if self._requests.empty():
+                        self._thread = None
+                        return
+                continue
             self._deliver(name, send)
+            del send  # it refers to all that it sends
             self._requests.task_done()
 
     def _deliver(self, name: str, send: Callable[[], object]) -> None:

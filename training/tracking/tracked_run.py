@@ -58,6 +58,7 @@ class TrackedRun:
         self._metrics_are_queued = threading.Event()
         self._sent_times: defaultdict[str, dict[int, int]] | None = None
         self._images: set[tuple[str, int]] | None = None
+        self._refused: set[str] = set()
         if run_uri is not None:
             self._queue_metrics()
 
@@ -234,24 +235,34 @@ class TrackedRun:
 
     def _send_batch(self, points: list[Point]) -> None:
         """Send points in one request; where MLflow refuses it, metric by metric, so that only the bad metric is lost."""
-        from mlflow.entities import Metric
-
         try:
-            sent = self._times_in_mlflow()
-            lacking = [point for point in points if _is_lacking(point, sent[point.key])]
-            if lacking:
-                metrics = [Metric(p.key, p.value if math.isfinite(p.value) else math.nan, p.milliseconds, p.step) for p in lacking]
-                self._client.log_batch(self._run_id, metrics=metrics)
+            self._send_points(points)
+            return
         except Exception as error:
             if is_transient(error):
                 raise
-            by_key = [list(group) for _, group in groupby(sorted(points, key=attrgetter("key")), key=attrgetter("key"))]
-            if len(by_key) == 1:
-                say(f"MLflow refused metrics of the name {points[0].key}: {in_one_line(error)}")
-                return
-            for group in by_key:
-                self._send_batch(group)
-            return
+        refused: defaultdict[str, list[str]] = defaultdict(list)
+        for key, group in groupby(sorted(points, key=attrgetter("key")), key=attrgetter("key")):
+            try:
+                self._send_points(list(group))
+            except Exception as error:
+                if is_transient(error):
+                    raise
+                refused[in_one_line(error)].append(key)
+        for reason, keys in refused.items():
+            new = sorted(set(keys) - self._refused)  # metrics come again and again, and a deleted run refuses them all
+            self._refused.update(new)
+            if new:
+                say(f"MLflow refused the metrics {', '.join(new)}: {reason}")
+
+    def _send_points(self, points: list[Point]) -> None:
+        from mlflow.entities import Metric
+
+        sent = self._times_in_mlflow()
+        lacking = [point for point in points if _is_lacking(point, sent[point.key])]
+        if lacking:
+            metrics = [Metric(p.key, p.value if math.isfinite(p.value) else math.nan, p.milliseconds, p.step) for p in lacking]
+            self._client.log_batch(self._run_id, metrics=metrics)
         for point in lacking:
             sent[point.key][point.step] = point.milliseconds
 

@@ -90,6 +90,24 @@ def test_an_entry_that_could_not_be_made_leaves_nothing(tmp_path):
     assert kept(tmp_path) == {"a"}
 
 
+@pytest.mark.parametrize("is_directory", [False, True])
+def test_an_entry_has_its_name_once_its_content_is_on_the_disk(tmp_path, monkeypatch, is_directory):
+    written = {}
+
+    def fsync(descriptor: int) -> None:
+        written[str(Path(f"/proc/self/fd/{descriptor}").readlink())] = (tmp_path / "a").exists()
+
+    def make(partial: Path) -> None:
+        for name in ("x", "y/z") if is_directory else ("",):
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(b"content")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    get_or_make(tmp_path / "a", make)
+    names = ("a.partial/x", "a.partial/y/z") if is_directory else ("a.partial",)
+    assert written == {str(tmp_path / name): False for name in names}
+
+
 def test_a_cache_directory_that_can_not_be_written_is_named_with_the_remedy(tmp_path):
     (tmp_path / "file").write_text("")
     for use in (lambda path: entry(path, "a"), lambda path: evict(path, 1)):

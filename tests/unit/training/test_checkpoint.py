@@ -224,7 +224,54 @@ def test_a_checkpoint_that_the_store_did_not_take_is_left_out_for_the_next(run, 
         writer.save(step, {"state.json": {"step": step}})
     writer.close()
     assert checkpoint.steps(run) == [1, 3, 5], "the new state is written, where the old one's error would have lost it too"
-    assert "no answer at step 2; the checkpoint of step 2 is left out; if that of step 3 can't be" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the checkpoint of step 2 was not written: no answer at step 2\n" in printed
+    assert "the checkpoint of step 2 is left out; if that of step 3 can't be" in printed
+
+
+def test_a_checkpoint_that_was_not_written_is_said_at_once_and_not_at_the_next(run, capsys):
+    writer = AsyncWriter(run, first=refusing(1))
+    writer.save(1, {"state.json": {}})
+    writer._pool.shutdown()
+    assert "the checkpoint of step 1 was not written: no answer at step 1\n" in capsys.readouterr().out
+    with pytest.raises(storage.StorageError, match="no answer at step 1"):
+        writer.wait()
+
+
+def test_the_start_removes_the_unfinished_files_of_a_killed_writer(run):
+    checkpoint.save(run, 1, {"state.json": {}})
+    left = [Path(run, f"checkpoints/step=0000000{step}/.ema_0.99.pt.x.partial") for step in (1, 2)]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0))
+    checkpoint.clean(run)
+    assert checkpoint.steps(run) == [1]
+    assert not any(path.exists() for path in left)
+
+
+def test_the_experiment_of_a_checkpoint_is_not_read_without_its_run_where_that_only_fails_for_now(run, monkeypatch):
+    earlier = preset("digits-hybrid-cosine", ["evaluation.num_samples=300"])
+    uri = checkpoint.save(run, 1, {"experiment.json": earlier.to_json().encode()})
+    assert checkpoint.load_experiment(uri) == earlier, "complete without its run"
+    changed = preset("digits-hybrid-cosine", ["evaluation.num_samples=400"])
+    storage.write_bytes(f"{run}/experiment.json", changed.to_json().encode())
+    assert checkpoint.load_experiment(uri) == changed
+
+    read = storage.read_bytes
+
+    def busy(asked):
+        if asked == f"{run}/experiment.json":
+            raise storage.StorageError("503", transient=True)
+        return read(asked)
+
+    monkeypatch.setattr(storage, "read_bytes", busy)
+    with pytest.raises(storage.StorageError, match="503"):
+        checkpoint.load_experiment(uri)
+    monkeypatch.undo()
+    storage.write_bytes(f"{run}/experiment.json", b"{")
+    with pytest.raises(CheckpointError, match="is damaged or of another version"):
+        checkpoint.load_experiment(uri)
 
 
 def test_two_checkpoints_in_a_row_that_the_store_did_not_take_are_an_error(run):

@@ -315,6 +315,16 @@ def test_training_stops_on_request_and_leaves_a_checkpoint() -> None:
     assert max(record.saved) == 8
 
 
+def test_a_run_that_stopped_early_and_is_started_again_trains_no_further() -> None:
+    record = Record()
+    trainer(tiny(), hooks=record.hooks(stop_at=8)).train()
+    again = trainer(tiny(), hooks=record.hooks(stop_at=8))
+    again.restore(lambda name: record.saved[8][name])
+    assert (outcome := again.train()).step == 8
+    assert outcome.stop_reason == "enough"
+    assert max(record.saved) == max(record.logged) == 8
+
+
 def test_after_going_back_the_draws_differ() -> None:
     losses = []
     for rollbacks in (0, 1):

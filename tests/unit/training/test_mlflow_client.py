@@ -5,6 +5,8 @@ import json
 import math
 import os
 import socket
+import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ import requests
 
 from training.storage import StorageError
 from training.tracking import client
+from training.tracking import sender as sender_module
 from training.tracking.client import TrackingError, connect, in_one_line, is_transient, request
 from training.tracking.metrics_file import METRICS
 from training.tracking.sender import BackgroundSender
@@ -103,6 +106,27 @@ def test_a_request_that_can_not_succeed_is_said_once_and_holds_up_no_other(capsy
     sender.put("report.html", fail)
     assert sender.flush(30.0)
     assert "report.html can't be sent" in capsys.readouterr().out, "it had succeeded in between"
+
+
+def test_the_thread_ends_when_nothing_is_sent_and_holds_nothing_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender_module, "_IDLE_SECONDS", 0.05)
+    sender, sent = BackgroundSender(kept_in="memory"), []
+    for number in range(3):
+        payload = _Payload()
+        held = weakref.ref(payload)
+        sender.put("metrics", lambda payload=payload, number=number: sent.append((type(payload), number)))  # type: ignore[misc]
+        del payload
+        assert sender.flush(30.0)
+        deadline = time.monotonic() + 30.0
+        while sender._thread is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert sender._thread is None
+        assert held() is None
+        assert sent == [(_Payload, n) for n in range(number + 1)]
+
+
+class _Payload:
+    """Can be referred to weakly."""
 
 
 class _Client:

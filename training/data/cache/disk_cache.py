@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import os
 import shutil
 import tempfile
@@ -85,7 +86,9 @@ def get_or_make(path: Path, make: Callable[[Path], None], *, is_intact: Callable
             partial = _sibling(path, _PARTIAL)
             try:
                 make(partial)
-                partial.rename(path)
+                with explain_disk_errors(path.parent, _CACHE_REMEDY):
+                    _write_out(partial)
+                    partial.rename(path)
             finally:
                 _remove(partial)
     except BaseException:
@@ -131,10 +134,15 @@ def explain_disk_errors(subject: Path | str, remedy: str) -> Iterator[None]:
 
 def size_on_disk(path: Path, pattern: str = "*") -> int:
     """Return the bytes of a file, or of the files below a directory that match; files that disappear meanwhile count as 0."""
+    if path.is_dir():
+        # Unlike `rglob`, `walk` passes over a directory that disappears.
+        found = [Path(directory, name) for directory, _, names in os.walk(path) for name in fnmatch.filter(names, pattern)]
+    else:
+        found = [path]
     total = 0
-    for file in path.rglob(pattern) if path.is_dir() else (path,):
+    for file in found:
         with contextlib.suppress(FileNotFoundError):
-            total += file.stat().st_size if file.is_file() else 0
+            total += file.stat().st_size
     return total
 
 
@@ -170,6 +178,17 @@ def _remove_partial(path: Path) -> None:
     """Remove the remains of a process that died while it made or removed the entry; the caller has the entry's lock."""
     for found in (_sibling(path, _PARTIAL), *path.parent.glob(f".{path.name}*{_PARTIAL}")):
         _remove(found)
+
+
+def _write_out(path: Path) -> None:
+    """Wait until the files are on the disk: after a crash of the machine an entry must not be there without its content."""
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _remove(path: Path) -> None:
