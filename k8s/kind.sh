@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 image=${IDDPM_IMAGE:-iddpm-pipelines:0.1.0}
+unset IDDPM_IMAGE  # the nodes have the image by the name in the manifests, which doctor and submit take without it
 mkdir -p .iddpm
 export KUBECONFIG=$PWD/.iddpm/kind.kubeconfig
 

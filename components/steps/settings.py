@@ -169,15 +169,27 @@ def check_settings(
     read_data_options(data_options)
     require_force_from(force_from)
     sizes: list[Any] = []
+    here = "in the step's pod" if os.environ.get("KFP_POD_NAME") else "on this machine"
     for stage, text in zip(STAGES, (data_resources, train_resources, evaluate_resources), strict=True):
         resources = read_resources(text, stage=stage)
-        here = "in the step's pod" if os.environ.get("KFP_POD_NAME") else "on this machine"
         where = {"local": here, "rayjob": "on a Ray cluster made for it", "address": f"at {resources.ray_address}"}[resources.ray_mode]
         size = "" if where == "on this machine" else f", {resources.cpu} core(s) and {resources.memory} a pod"
         say(f"{stage}: {resources.num_workers} worker(s) {where}{size}")
+        if resources.ray_mode == "rayjob" and here == "on this machine":
+            _require_cluster(f"{stage}_resources")
         _require_queue(f"{stage}_resources", resources.queue)
         sizes.extend(resources.pod)
     return (experiment, *sizes, str(min(int(resources.pod.gpus), 1)))
+
+
+def _require_cluster(parameter: str) -> None:
+    """Refuse a Ray cluster for a run on a machine that knows no Kubernetes, before images are prepared."""
+    from components.cluster.connection import KubernetesError, connect
+
+    try:
+        connect()
+    except KubernetesError as error:
+        raise UserError(f"{parameter}: {error}") from error
 
 
 def _require_queue(parameter: str, queue: str) -> None:

@@ -18,6 +18,23 @@ from training.config.experiment import Experiment
 from training.config.presets import preset
 from training.storage.logs import list_logs, read_part
 
+_KUBECONFIG = {
+    "apiVersion": "v1",
+    "kind": "Config",
+    "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}],
+    "users": [{"name": "u", "user": {}}],
+    "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+    "current-context": "x",
+}
+
+
+@pytest.fixture(autouse=True)
+def kubeconfig(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster is known, as a Ray cluster needs; nothing here asks it."""
+    path = tmp_path_factory.mktemp("kube") / "config"
+    path.write_text(json.dumps(_KUBECONFIG))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+
 
 def test_the_outputs_are_the_experiment_and_every_stages_pod_in_order(tmp_path: Path) -> None:
     names = list(settings.component_spec.outputs)
@@ -88,6 +105,14 @@ def test_the_sources_of_an_ablation_are_refused_where_one_data_set_is_trained_on
     settings.python_func(str(tmp_path), "1", **options)  # as an ablation's, which has no experiment at this step
     with pytest.raises(UserError, match="give data_source instead"):
         settings.python_func(str(tmp_path), "1", experiment_preset="digits-hybrid-cosine", **options)
+
+
+def test_a_ray_cluster_without_a_kubernetes_is_refused_before_images_are_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"^evaluate_resources: no cluster is known here: .* set KUBECONFIG"):
+        settings.python_func(str(tmp_path), "1", evaluate_resources="rayjob-2xcpu")
+    monkeypatch.setenv("KFP_POD_NAME", "settings-1")  # the step that makes it has a pod of its own
+    settings.python_func(str(tmp_path), "1", evaluate_resources="rayjob-2xcpu")
 
 
 @pytest.mark.parametrize(("queues", "words"), [(None, "needs Kueue"), ({}, "there is no LocalQueue 'training' in namespace runs")])
