@@ -12,9 +12,8 @@ from training.config.experiment import DataConfig, Experiment
 from training.config.validation import validate
 from training.data.format.manifest import Manifest
 from training.data.preparation.options import Options
-from training.data.preparation.prepare import ShardMap, prepare_sizes
-from training.data.sources.catalog import SourceOptions, open_splits
-from training.data.sources.files import FileSource
+from training.data.preparation.prepare import ShardMap, check_listing, prepare_sizes
+from training.data.sources.catalog import SourceOptions, list_splits, open_splits
 
 
 def prepare_splits(
@@ -34,16 +33,19 @@ def prepare_splits(
     """
     options = dataclasses.replace(options or Options(), resize=data.resize, image_channels=data.image_channels)
     source_options = dataclasses.replace(source_options or SourceOptions(), name=data.name)
-    manifests: dict[str, Manifest] = {}
-    for split, images in open_splits(source or data.name, source_options).items():
+    splits = open_splits(source or data.name, source_options)
+    for images in splits.values():
         if images.name != data.name:
             raise UserError(
                 f"data.name is {data.name!r} in the experiment, but the source is {images.name!r}; override data.name={images.name}"
             )
-        if isinstance(images, FileSource) and "train" in manifests:
-            images.class_names = manifests["train"].class_names
+    listings = list_splits(splits)
+    for split, images in splits.items():  # all before the first is made, so that no refusal leaves a half
+        check_listing(images, listings[split], data.num_classes)
+    manifests: dict[str, Manifest] = {}
+    for split, images in splits.items():
         uris = {size: storage.join(uri, split) for size, uri in {**(other_sizes or {}), data.image_size: data_uri}.items()}
-        made = prepare_sizes(images, uris, options=options, num_classes=data.num_classes, shard_map=shard_map)
+        made = prepare_sizes(images, uris, options=options, listing=listings[split], shard_map=shard_map)
         manifests[split] = made[data.image_size]
         check_matches(manifests[split], data)
     return manifests

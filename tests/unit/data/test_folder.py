@@ -66,6 +66,29 @@ def test_the_test_images_next_to_the_training_images_are_counted_apart(folder, t
     assert (found.num_images, found.num_test_images) == (4, 1)
 
 
+def test_a_folder_with_the_name_of_a_published_data_set_is_the_folder(folder, tmp_path, monkeypatch):
+    folder.rename(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    for address in ("digits", "./digits", (tmp_path / "digits").as_uri()):
+        assert inspect_folder(address).class_counts == {"cats": 2, "dogs": 2}
+
+
+def test_an_image_beside_the_classes_is_told(folder):
+    assert inspect_folder(str(folder)).without_labels == ""
+    save(folder / "logo.png", 40, 40)
+    found = inspect_folder(str(folder))
+    assert found.class_counts == {}
+    assert found.without_labels.startswith("logo.png is beside the folders and in none of them")
+
+
+def test_test_images_without_classes_next_to_training_images_with_them_are_refused(folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    folder.rename(tmp_path / "data" / "train")
+    save(tmp_path / "data" / "test" / "9.png", 20, 20)
+    with pytest.raises(UserError, match=r"data/test: 1 of 1 test images are in no class folder, like 9\.png, .* put each into a folder"):
+        inspect_folder(str(tmp_path / "data"))
+
+
 def test_a_missing_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(UserError, match="nowhere: there is no such folder; name the one"):
         inspect_folder(str(tmp_path / "nowhere"))

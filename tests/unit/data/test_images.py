@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 from sklearn.datasets import load_sample_images
 
-from training.data.images.decode import ImageError
+from training.data.images.decode import ImageError, load
 from training.data.images.resize import prepare_image
 
 PHOTOS = load_sample_images().images
@@ -229,6 +229,32 @@ def test_a_tiff_of_sixteen_bits_whose_zero_is_white_is_not_taken_for_a_negative(
         data = encode(levels, "TIFF", tiffinfo={photometric: 0 if zero_is_white else 1})
         for mode in ("area", "adm"):
             assert np.array_equal(one(data, 8, mode, channels=1)[..., 0], expected)
+
+
+def grey_tiff(levels, bits, photometric):
+    """A little-endian TIFF of one strip, with `bits` for each pixel."""
+    height, width = levels.shape
+    planes = np.unpackbits(levels.astype(">u2").view(np.uint8).reshape(height, width, 2), axis=2)[..., 16 - bits :]
+    strip = np.packbits(planes.reshape(height, -1), axis=1).tobytes()
+    numbers = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: height, 279: len(strip)}
+    numbers[273] = 8 + 2 + 12 * len(numbers) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, number) for tag, number in numbers.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(numbers)) + entries + bytes(4) + strip
+
+
+@pytest.mark.parametrize("mode", ["area", "adm"])
+def test_a_tiff_of_twelve_bits_is_not_almost_black(mode):
+    levels = np.random.default_rng(0).integers(0, 4096, (8, 8))
+    levels[0, :3] = 0, 15, 4095
+    assert np.array_equal(one(grey_tiff(levels, 12, 1), 8, mode, channels=1)[..., 0], levels >> 4)
+    white = Image.open(io.BytesIO(grey_tiff(np.full((8, 8), 4095), 12, 1)))
+    assert (np.asarray(load(white)) == 65535).all()
+
+
+def test_a_tiff_of_twelve_bits_whose_zero_is_white_is_refused():
+    levels = np.zeros((8, 8), dtype=np.int64)
+    with pytest.raises(ImageError, match="is not an image of a known format"):
+        one(grey_tiff(levels, 12, 0), 8, channels=1)
 
 
 def test_cmyk_becomes_rgb():

@@ -563,6 +563,44 @@ def test_an_experiment_gets_both_splits_or_an_error_with_the_reason(folder, tmp_
         prepare_splits(data, str(tmp_path / "other"), source="digits")
 
 
+@pytest.mark.parametrize(
+    ("place", "num_classes", "message"),
+    [
+        ("{split}/{name}/{number}.png", 3, "photos, train: the source has 2 labels"),
+        ("{split}/{name}/{test_only}{number}.png", 2, ""),
+        ("{split}/{train_only}{number}.png", 2, "1 of 4 test images are in no class folder, like 9.png, but the training images are"),
+        ("{split}/{test_only}{number}.png", 0, "the test images are in class folders, but the training images are not"),
+        ("{split}/{test_or_name}/{number}.png", 2, "test: test-cat/.* has the label 'test-cat', which no training image has"),
+    ],
+)
+def test_the_images_of_both_splits_are_looked_at_before_the_first_is_made(tmp_path, place, num_classes, message):
+    for split in ("train", "test"):
+        for number, name in enumerate(("cat", "cat", "dog", "dog")):
+            is_test = split == "test"
+            given = {
+                "train_only": "" if is_test and number == 3 else f"{name}/",
+                "test_only": f"{name}/" if is_test else "",
+                "test_or_name": f"test-{name}" if is_test else name,
+            }
+            path = tmp_path / "source" / place.format(split=split, name=name, number=9 if number == 3 else number, **given)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            photo(number).save(path)
+    data = DataConfig(name="photos", image_size=16, num_classes=num_classes, resize="area")
+    if not message:
+        assert set(prepare_splits(data, str(tmp_path / "data"), source=str(tmp_path / "source"))) == {"train", "test"}
+        return
+    with pytest.raises(UserError, match=message):
+        prepare_splits(data, str(tmp_path / "data"), source=str(tmp_path / "source"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_wrong_number_of_labels_names_the_image_that_took_them_away(folder, tmp_path):
+    copy_with(folder, tmp_path / "copy", {"logo.png": encode(24, "PNG")})
+    data = DataConfig(name="photos", image_size=16, num_classes=3, resize="area")
+    with pytest.raises(UserError, match=r"photos, train: the source has 0 labels, .*; logo\.png is beside the folders and in none of them"):
+        prepare_splits(data, str(tmp_path / "data"), source=str(tmp_path / "copy"))
+
+
 def test_the_models_of_a_cascade_get_their_sizes_from_one_decoding(folder, tmp_path):
     data = DataConfig(name="photos", image_size=16, num_classes=3, resize="area")
     small = str(tmp_path / "8")

@@ -1,3 +1,4 @@
+import errno
 import functools
 import gzip
 import hashlib
@@ -6,6 +7,7 @@ import json
 import os
 import pickle
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -25,6 +27,7 @@ from training.data.sources.files import file_source
 from training.data.sources.labels import assign_labels
 from training.data.sources.published import digits
 from training.data.sources.source import RandomSplit, read_items
+from training.storage import StorageError
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +172,52 @@ def test_a_sparse_file_in_a_tar_is_refused_as_its_bytes_are_not_in_one_piece(tmp
         open_splits(str(tmp_path / "i.tar"))["train"].listing()
 
 
+def test_a_link_to_a_folder_above_the_root_does_not_list_every_image_twice(tmp_path):
+    root = write_folder(tmp_path / "above" / "images", FILES)
+    (tmp_path / "above" / "images" / "cat" / "up").symlink_to(tmp_path / "above")
+    (tmp_path / "link").symlink_to(root)
+    for address in (root, str(tmp_path / "link")):
+        assert [item.key for item in open_splits(address)["train"].listing().items] == sorted(FILES)
+
+
+def test_classes_of_a_split_may_be_links(tmp_path):
+    pool = Path(write_folder(tmp_path / "pool", FILES))
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / split / name).symlink_to(pool / name)
+    (tmp_path / "data" / "val").mkdir()
+    splits = open_splits(str(tmp_path / "data"))
+    labels = {split: [item.label for item in source.listing().items] for split, source in splits.items()}
+    assert labels == {"train": [0, 0, 1], "test": [0, 0, 1]}
+
+
+def test_a_split_without_a_file_is_none(tmp_path):
+    root = write_folder(tmp_path / "data", {f"train/{key}": data for key, data in FILES.items()})
+    (tmp_path / "data" / "test" / "cat").mkdir(parents=True)
+    (tmp_path / "data" / "test" / "round").symlink_to(tmp_path / "data" / "test")
+    assert set(open_splits(root)) == {"train"}
+
+
+def test_a_folder_that_may_not_be_read_is_named_with_the_remedy(tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "data", {f"{split}/{key}": data for split in ("train", "test") for key, data in FILES.items()})
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path) == f"{root}/train":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StorageError, match=r"data \(.*data/train\): Permission denied; give this user the right to it"):
+        open_splits(root)
+
+
+@pytest.mark.parametrize("name", ["shots.tar", "shots.zip"])
+def test_a_folder_may_be_named_like_an_archive(tmp_path, name):
+    assert contents(open_splits(write_folder(tmp_path / name, FILES))["train"])[1] == ("cat", "dog")
+
+
 def test_a_link_to_a_folder_is_followed_whichever_comes_first_on_the_disk(tmp_path, monkeypatch):
     root = write_folder(tmp_path / "images", {"cat/1.png": png(1)})
     (tmp_path / "images" / "dog").symlink_to("cat")
@@ -207,6 +256,32 @@ def test_files_beside_the_images_are_told_with_an_archive_as_the_example(tmp_pat
     assert [each.listing().left_out() for each in splits] == [sentence, ""]
     prepare(splits[0], str(tmp_path / "prepared"), image_size=1)
     assert f"{uri}: {sentence}\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "subject", "them"),
+    [(["logo.png"], "all/logo.png is", "it"), (["logo.png", "a.png"], "2 images, like all/a.png, are", "them")],
+)
+def test_images_beside_the_classes_are_told_once_as_they_take_the_labels_from_all(tmp_path, capfd, names, subject, them):
+    root = write_folder(
+        tmp_path / "images", {f"all/{key}": data for key, data in FILES.items()} | {f"all/{name}": png(1) for name in names}
+    )
+    whole = file_source(root, name="x", split="train")
+    splits = [RandomSplit(whole, split=split, num_test=1, seed=0) for split in ("train", "test")]
+    for each in splits:
+        prepare(each, str(tmp_path / "prepared" / each.split), image_size=1)
+    sentence = (
+        f"{subject} beside the folders and in none of them, so the folders are not taken for classes; move {them} into one of them or "
+        "away, or set labels to 'none' if they are no classes"
+    )
+    assert capfd.readouterr().out.count(f"{root}: {sentence}\n") == 1
+
+
+def test_nothing_is_told_where_there_would_be_no_classes(tmp_path):
+    root = write_folder(tmp_path / "images", {**FILES, "logo.png": png(1)})
+    assert file_source(root, name="x", split="train", labels="none").listing().without_labels() == ""
+    flat = write_folder(tmp_path / "flat", {"1.png": png(1), "more/2.png": png(2)})
+    assert file_source(flat, name="x", split="train").listing().without_labels() == ""
 
 
 def test_the_table_of_labels_is_not_told_as_a_file_that_is_left_out(tmp_path):
@@ -474,6 +549,40 @@ def test_fashion_mnist_that_is_missing_truncated_or_mixed_up_is_refused(tmp_path
     refused(lambda: (images.unlink(), images.with_name(f"{images.name}.gz").write_bytes(packed)), "is damaged")
 
 
+@pytest.fixture
+def downloaded(tmp_path, monkeypatch):
+    """A download of Fashion-MNIST as torchvision leaves it, which it can repeat without a network."""
+    raw = tmp_path / "tmp" / f"iddpm-data-{os.getuid()}" / "fashion-mnist" / "FashionMNIST" / "raw"
+    fashion_standin(raw)
+    files = {f"{path.name}.gz": path.read_bytes() for path in raw.iterdir()}
+
+    def download(url, download_root, filename, md5):
+        (Path(download_root) / filename.removesuffix(".gz")).write_bytes(files[filename])
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", download)
+    monkeypatch.setattr("training.data.sources.published._DEBIAN_FASHION_MNIST", tmp_path / "none")
+    return raw
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize("left", [0, 10, -1])
+def test_a_download_whose_unpacking_was_interrupted_is_removed_and_made_again(downloaded, name, left):
+    test = open_splits("fashion-mnist")["test"]
+    whole = test.listing().digest()
+    (downloaded / name).write_bytes((downloaded / name).read_bytes()[:left])
+    with pytest.raises(UserError, match=f"copy in {downloaded.parent.parent} was damaged and is removed; run this again"):
+        test.listing()
+    assert test.listing().digest() == whole
+
+
+def test_a_download_that_was_interrupted_before_its_end_goes_on(downloaded):
+    train = open_splits("fashion-mnist")["train"]
+    whole = train.listing().digest()
+    (downloaded / "t10k-labels-idx1-ubyte").unlink()
+    (downloaded / "train-images-idx3-ubyte").write_bytes(b"")
+    assert train.listing().digest() == whole
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_the_labelled_imagenet64_is_read_from_its_npz_files(tmp_path, save, capsys):
     rng = np.random.default_rng(1)
@@ -498,6 +607,15 @@ def test_labels_that_are_not_chrabaszczs_are_refused(tmp_path):
         open_splits(f"imagenet64-labelled:{tmp_path}")["test"].listing()
     np.savez(tmp_path / "val_data.npz", data=np.zeros((2, 3072), np.uint8), labels=np.array([1, 2]))
     with pytest.raises(UserError, match=r"it should be uint8 \[rows, 12288\]"):
+        open_splits(f"imagenet64-labelled:{tmp_path}")["test"].listing()
+
+
+@pytest.mark.parametrize(
+    "labels", [np.array([[1], [2]]), np.array(1), np.array([1.5, 2.0]), np.array([np.nan, 2]), np.array(["1", "2"]), np.array([True, True])]
+)
+def test_labels_that_are_no_row_of_integers_are_refused(tmp_path, labels):
+    np.savez(tmp_path / "val_data.npz", data=np.zeros((2, 12288), np.uint8), labels=labels)
+    with pytest.raises(UserError, match=r"val_data.npz: labels are .*; they should be integers \[rows\]"):
         open_splits(f"imagenet64-labelled:{tmp_path}")["test"].listing()
 
 
@@ -563,6 +681,20 @@ def test_lsun_is_read_from_its_lmdb(tmp_path):
     assert len(found) == 5
     assert np.array_equal(found[hashlib.sha1(bytes([3])).hexdigest()][1], pixels(3))
     assert len(splits["test"].listing().items) == 2
+
+
+@pytest.mark.parametrize("part", [0.3, 0.99])
+def test_a_truncated_lmdb_is_refused_and_does_not_kill_the_process(tmp_path, part):
+    folder = tmp_path / "bedroom_train_lmdb"
+    with lmdb.open(str(folder), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
+        for seed in range(60):
+            transaction.put(b"%040d" % seed, png(seed, 64))
+    data = (folder / "data.mdb").read_bytes()
+    (folder / "data.mdb").write_bytes(data[: int(part * len(data))])
+    script = "import sys; from training.data.sources.catalog import open_splits; open_splits(sys.argv[1])['train'].listing()"
+    process = subprocess.run([sys.executable, "-c", script, f"lsun-bedroom:{tmp_path}"], capture_output=True, text=True, check=False)
+    told = f"{folder}: data.mdb is truncated; it has {int(part * len(data)):,} bytes instead of {len(data):,}. Fetch it again"
+    assert process.stderr.splitlines()[-1:] == [f"training.config.errors.UserError: {told}"]
 
 
 @pytest.mark.parametrize(
@@ -636,6 +768,18 @@ def test_a_zip_by_a_method_or_of_a_version_that_python_lacks_is_refused(tmp_path
         open_splits(str(tmp_path / "x.zip"))["train"].listing()
 
 
+@pytest.mark.parametrize(
+    ("name", "offset", "value"), [("é.png", 46, b"\xff"), ("a.png", 46, b"\0")], ids=["name that is not UTF-8", "empty name"]
+)
+def test_a_zip_with_a_damaged_directory_of_names_is_refused_by_name(tmp_path, name, offset, value):
+    data = bytearray(Path(write_zip(tmp_path / "x.zip", {name: png(1), "b.png": png(2)})).read_bytes())
+    start = data.index(b"PK\1\2") + offset
+    data[start : start + len(value)] = value
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(UserError, match=r"x.zip: is not a whole zip file \(.*\); copy it again"):
+        open_splits(str(tmp_path / "x.zip"))["train"].listing()
+
+
 def test_compressed_files_with_a_flipped_byte_are_refused_by_name(tmp_path):
     def flipped(data):
         middle = len(data) // 2
@@ -672,6 +816,12 @@ def test_a_folder_does_not_take_the_place_of_the_published_data_set_whose_name_i
     assert "digits is the published data set; write ./digits for the folder" in capfd.readouterr().out
     for address in ("./digits", "photos"):
         assert contents(open_splits(address)["train"])[1] == ("cat", "dog")
+
+
+def test_a_folder_with_a_colon_in_its_name_is_no_source(tmp_path, monkeypatch):
+    write_folder(tmp_path / "shoot 12:30", FILES)
+    monkeypatch.chdir(tmp_path)
+    assert contents(open_splits("shoot 12:30")["train"])[1] == ("cat", "dog")
 
 
 def test_options_that_a_source_can_not_take_are_refused(tmp_path):

@@ -104,6 +104,13 @@ def test_a_shard_that_goes_missing_while_streaming_is_named(data_uri, tmp_path):
         list(loader.batches(0, 24))
 
 
+def test_a_shard_in_whose_place_is_a_shorter_one_is_named(data_uri, tmp_path):
+    names = [tmp_path / "data" / f"shard-0000{number}.parquet" for number in (0, 3)]
+    names[0].write_bytes(names[1].read_bytes())
+    with pytest.raises(UserError, match=r"shard-00000\.parquet: row group 0 has 147 rows instead of 150, .*; prepare the data set again"):
+        list(iterate(data_uri, 64))
+
+
 def test_a_disk_that_fills_up_while_streaming_is_named_and_no_part_remains(data_uri, tmp_path, monkeypatch):
     def fail(file, rows):
         file.write(b"half")

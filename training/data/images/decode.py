@@ -34,6 +34,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BITS_TAG = 0x0102
 _PHOTOMETRIC_TAG = 0x0106
 _WHITE_IS_ZERO = 0
 _PNG_DEPTH = 24  # place of the number of bits in the header that every PNG begins with
@@ -84,10 +85,23 @@ def load(image: Image.Image) -> Image.Image:
         raise ImageError(f"is damaged or truncated ({error})") from error
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise ImageError(f"has {image.mode!r} pixels (floating point or 32 bits), whose white is not known; convert it to 8 or 16 bits")
-    if image.mode == "I;16" and image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:  # type: ignore[attr-defined]
-        return Image.fromarray(~np.asarray(image))  # Pillow does this for 8 bits and fewer only
+    if image.mode == "I;16" and image.format == "TIFF":
+        return _tiff_in_sixteen_bits(image)
     # Pillow resizes big-endian pixels byte by byte, without a warning.
     return image.convert("I") if image.mode == "I;16B" else image
+
+
+def _tiff_in_sixteen_bits(image: Image.Image) -> Image.Image:
+    """Return a grey TIFF with black at 0 and white at 65535; Pillow leaves 12 bits as they are, and zero white, above 8 bits."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    bits = tags.get(_BITS_TAG, (16,))[0]
+    is_negative = tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
+    if bits == 16 and not is_negative:
+        return image
+    pixels = np.asarray(image)
+    if bits < 16:
+        pixels = pixels << (16 - bits) | pixels >> (2 * bits - 16)  # repeats the highest bits below the lowest, so that white is 65535
+    return Image.fromarray(~pixels if is_negative else pixels)
 
 
 def decode_pixels(data: bytes, channels: int, *, reduced_size: int = 0, max_pixels: int = MAX_PIXELS, background: str = "white") -> Images:

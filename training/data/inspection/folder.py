@@ -12,7 +12,7 @@ from training import storage
 from training.config.errors import UserError
 from training.data.format.manifest import UnreadableImage
 from training.data.images.decode import ImageError, is_transparent, open_image
-from training.data.sources.catalog import open_splits
+from training.data.sources.catalog import list_splits, open_splits
 from training.data.sources.source import read_items
 
 MAX_INSPECTED = 10_000
@@ -34,6 +34,7 @@ class FolderSummary:
         class_counts: Training images by class, where the subfolders are classes; else empty.
         unreadable: Inspected files that can't be read as images, with the reasons.
         left_out: A sentence about the files beside the training images that are no images; empty if there are none.
+        without_labels: A sentence about images beside folders that would be classes without them; empty if there are none.
     """
 
     uri: str
@@ -48,6 +49,7 @@ class FolderSummary:
     class_counts: Mapping[str, int]
     unreadable: tuple[UnreadableImage, ...]
     left_out: str
+    without_labels: str
 
     @property
     def image_channels(self) -> int:
@@ -72,12 +74,15 @@ def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSum
         uri: A folder, an S3 prefix, a zip or a tar; its folders are classes as `iddpm preprocess` makes them.
 
     Raises:
-        UserError: There is no such folder, it contains no image, or none of its images can be read.
+        UserError: There is no such folder, it contains no image, none of its images can be read, or its test images have no labels next
+            to training images that have them.
     """
     if not storage.is_s3(uri) and not storage.local_path(uri).exists():
         raise UserError(f"{uri}: there is no such folder; name the one that contains the images")
-    sources = open_splits(uri)
-    listing = sources["train"].listing()
+    # An absolute path is never taken for the name of a published data set.
+    sources = open_splits(uri if storage.is_s3(uri) else str(storage.local_path(uri).absolute()))
+    listings = list_splits(sources)
+    listing = listings["train"]
     step = -(-len(listing.items) // max_inspected)
     inspected = listing.items[::step]
     headers: list[_Header] = []
@@ -98,7 +103,7 @@ def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSum
     return FolderSummary(
         uri=uri,
         num_images=len(listing.items),
-        num_test_images=len(sources["test"].listing().items) if "test" in sources else 0,
+        num_test_images=len(listings["test"].items) if "test" in listings else 0,
         num_inspected=len(inspected),
         short_sides=tuple(sorted(header.short_side for header in headers)),
         smallest=min(headers).source,
@@ -108,4 +113,5 @@ def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSum
         class_counts=dict(sorted(counts.items())),
         unreadable=tuple(unreadable),
         left_out=listing.left_out(),
+        without_labels=listing.without_labels(),
     )

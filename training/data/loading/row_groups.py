@@ -64,6 +64,12 @@ class RowGroups:
         images, labels, _ = storage.retry(
             lambda: read_row_group(self._dataset_uri, self.manifest, shard, number), seconds=self._retry_seconds
         )
+        if len(labels) != self.sizes[group]:
+            uri = storage.join(self._dataset_uri, shard.file)
+            raise UserError(
+                f"{uri}: row group {number} has {len(labels):,} rows instead of {self.sizes[group]:,}, so the file is not the shard that "
+                "the manifest lists; prepare the data set again"
+            )
         height, width, channels = self.manifest.image_shape
         rows = np.empty(len(labels), dtype=[("image", np.uint8, (channels, height, width)), ("label", np.int64)])
         rows["image"] = images.transpose(0, 3, 1, 2)

@@ -51,7 +51,7 @@ def prepare_sizes(
     dataset_uris: Mapping[int, str],
     *,
     options: Options | None = None,
-    num_classes: int | None = None,
+    listing: Listing | None = None,
     shard_map: ShardMap = map,
 ) -> dict[int, Manifest]:
     """Make a data set for each size, from one decoding of each image; finish it or find it if an earlier run made it.
@@ -65,7 +65,7 @@ def prepare_sizes(
     Args:
         dataset_uris: Directory by image size, each a data set of its own.
         options: The defaults are the paper's area downsampling.
-        num_classes: Number of labels that the source must have; None accepts any.
+        listing: The source's listing, where `check_listing` has passed it; None makes it.
 
     Raises:
         UserError: The directory contains another data set, or its source files have changed since; or images can't be used and
@@ -74,10 +74,12 @@ def prepare_sizes(
     options = options or Options()
     if not dataset_uris or min(dataset_uris) < 1:
         raise UserError(f"image sizes must be at least 1, got {sorted(dataset_uris)}")
-    listing = source.listing()
-    _check_listing(source, listing, num_classes)
-    if listing.others:
-        say(f"{source.address}: {listing.left_out()}")
+    if listing is None:
+        listing = source.listing()
+        check_listing(source, listing)
+    for sentence in (listing.left_out(), listing.without_labels()):
+        if sentence:
+            say(f"{source.address}: {sentence}")
     plan = _plan(source, listing, dataset_uris, options)
     manifests: dict[int, Manifest] = {}
     unfinished: list[Target] = []
@@ -114,14 +116,15 @@ class _Plan:
         return [self.listing.items[row] for row in rows]
 
 
-def _check_listing(source: Source, listing: Listing, num_classes: int | None) -> None:
+def check_listing(source: Source, listing: Listing, num_classes: int | None = None) -> None:
+    """Refuse a listing without an image, with two of one name, or with another number of labels than `num_classes`; None accepts any."""
     if not listing.items:
         raise UserError(f"{source.address}: has no images; check the address")
     found = len(listing.class_names)
     if num_classes is not None and found != num_classes:
         raise UserError(
-            f"{source.name}: the source has {found} labels, but the experiment has data.num_classes={num_classes}; "
-            "choose another rule for labels, or override data.num_classes"
+            f"{source.name}, {source.split}: the source has {found} labels, but the experiment has data.num_classes={num_classes}; "
+            + (listing.without_labels() or "choose another rule for labels, or override data.num_classes")
         )
     name, count = Counter(item.key for item in listing.items).most_common(1)[0]
     if count > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,9 +12,11 @@ from training import storage
 from training.config.errors import UserError
 from training.config.validation import FORBID_UNKNOWN
 from training.console import say
-from training.data.sources.files import TEST_FOLDERS, file_source
+from training.data.sources.files import TEST_FOLDERS, FileSource, file_source, paths_below
+from training.data.sources.labels import outer_folders
 from training.data.sources.published import DIGITS_SPLIT_SEED, NEED_NO_FOLDER, PUBLISHED, READ_S3, ilsvrc2012, lsun_splits
-from training.data.sources.source import RandomSplit, Source
+from training.data.sources.source import Listing, RandomSplit, Source
+from training.storage.errors import explain_disk_errors
 
 USAGE = (
     "digits; digits-few; fashion-mnist[:FOLDER]; cifar10[:FOLDER]; imagenet64-official:FOLDER; imagenet64-labelled:FOLDER; "
@@ -50,18 +53,19 @@ def open_splits(address: str, options: SourceOptions | None = None) -> dict[str,
         address: "digits"; "digits-few"; "cifar10" (downloaded to this node) or "cifar10:FOLDER"; "fashion-mnist" (Debian's package, else
             downloaded), "fashion-mnist:FOLDER" or "fashion-mnist:s3://..."; "imagenet64-official:FOLDER",
             "imagenet64-labelled:FOLDER", "imagenet:FOLDER", "lsun-bedroom:FOLDER"; or a folder, an S3 prefix, a zip or a
-            tar. A folder or prefix with `train` and `test` (or `val`) below it gives both splits. The name of a published data set is
-            that data set, also where a folder has it; "./digits" is the folder.
+            tar. A folder or prefix with `train` and `test` (or `val`) below it gives both splits. A path that exists is that folder or
+            archive, also with a colon in its name. Only the bare name of a published data set is that data set, also where a folder has
+            it; "./digits" is the folder.
 
     Raises:
         UserError: There is no such source, or an option does not apply to it.
     """
     options = options or SourceOptions()
-    name, separator, folder = address.partition(":")
-    is_folder = not separator and Path(address).exists()
-    if folder.startswith("//") or "/" in name or name.startswith(".") or (is_folder and name not in PUBLISHED):
+    name, _, folder = address.partition(":")
+    exists, is_name = Path(address).exists(), address in PUBLISHED
+    if folder.startswith("//") or "/" in name or name.startswith(".") or (exists and not is_name):
         return _file_splits(address, options)
-    if is_folder:
+    if exists:
         say(f"{name} is the published data set; write ./{name} for the folder of that name")
     splits = _published_splits(name, folder)
     if options.labels != "auto" and name != "imagenet":
@@ -71,6 +75,36 @@ def open_splits(address: str, options: SourceOptions | None = None) -> dict[str,
     if name == "imagenet":
         splits = {split: ilsvrc2012(folder, split, labels=options.labels) for split in splits}
     return splits
+
+
+def list_splits(splits: Mapping[str, Source]) -> dict[str, Listing]:
+    """List every split of `open_splits`; the test images get the labels that the training images have.
+
+    Raises:
+        UserError: A split can't be listed, or the images of one are in class folders and those of the other are not.
+    """
+    listings: dict[str, Listing] = {}
+    for split, source in splits.items():
+        train = listings.get("train")
+        if train is None or not isinstance(source, FileSource):
+            listings[split] = source.listing()
+            continue
+        source.class_names = train.class_names
+        listings[split] = found = source.listing()
+        if train.class_names and not found.class_names:
+            keys = [item.key for item in found.items]
+            outside = [key for key, folder in zip(keys, outer_folders(keys, train.class_names), strict=True) if not folder]
+            raise UserError(
+                f"{source.uri}: {len(outside):,} of {len(keys):,} {split} images are in no class folder, like {outside[0]}, but the "
+                "training images are in class folders; put each into a folder of its class's name, or remove this folder and hold "
+                "training images out (num_test; `iddpm train` does it by itself)"
+            )
+        if found.class_names and not train.class_names:
+            raise UserError(
+                f"{source.uri}: the {split} images are in class folders, but the training images are not; put each training image into a "
+                "folder of its class's name, or set labels to 'none'"
+            )
+    return listings
 
 
 def _published_splits(name: str, folder: str) -> dict[str, Source]:
@@ -89,10 +123,22 @@ def _published_splits(name: str, folder: str) -> dict[str, Source]:
     return {split: PUBLISHED[name](folder, split) for split in ("train", "test")}
 
 
+def _split_folders(address: str) -> set[str]:
+    """Return the names of the folders that contain files, those of splits at least; on a disk links are followed, as by the sources."""
+    if storage.is_s3(address):
+        return {uri.rpartition("/")[2] for uri in storage.list_dirs(address)}
+    root = storage.local_path(address)
+    with explain_disk_errors(address):
+        folders = [root / name for name in ("train", *TEST_FOLDERS)]
+        return {folder.name for folder in folders if folder.is_dir() and any(path.is_file() for path in paths_below(folder, _raise))}
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _file_splits(address: str, options: SourceOptions) -> dict[str, Source]:
-    subfolders: set[str] = set()
-    if storage.is_s3(address) or storage.local_path(address).is_dir():
-        subfolders = {uri.rpartition("/")[2] for uri in storage.list_dirs(address)}
+    subfolders = _split_folders(address)
     test_folder = next((name for name in TEST_FOLDERS if name in subfolders), None)
     if "train" in subfolders and test_folder is not None:
         if options.num_test:

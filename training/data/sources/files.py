@@ -7,11 +7,12 @@ import lzma
 import os
 import posixpath
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -19,7 +20,7 @@ from training import storage
 from training.config.errors import UserError
 from training.data.cache.archives import local_archive
 from training.data.images.decode import ImageError
-from training.data.sources.labels import assign_labels, outer_folders
+from training.data.sources.labels import assign_labels, images_beside_folders, outer_folders
 from training.data.sources.source import Item, Listing, Reader, Source
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
@@ -39,6 +40,9 @@ _TRAIN_NAMES = {"train", "training"}
 _SPLIT_NAMES = {*_TRAIN_NAMES, *TEST_FOLDERS, "testing"}
 
 _MAX_LINKS = 40  # links to links that are followed, as Linux does
+
+_ZIP_DAMAGE = (ValueError, IndexError, OverflowError, struct.error)
+"""The errors of Python's reader about names, lengths and places in a zip that can't be."""
 
 
 class FileEntry(NamedTuple):
@@ -91,11 +95,16 @@ class FileSource(Source):
                 f"{self.uri}: contains training and test images ({', '.join(sorted(folders))}); call their folders 'train' and 'test' and "
                 "name the folder of both (not an archive: unpack it first), or name one of them"
             )
-        labels, class_names = assign_labels(keys, self.labels, self.class_names)
+        try:
+            labels, class_names = assign_labels(keys, self.labels, self.class_names)
+        except UserError as error:
+            raise UserError(f"{self.uri}: {error}") from error
+        strays = images_beside_folders(keys, self.class_names) if self.labels == "auto" and not class_names else ()
         items = [Item(key, label, *rest) for (key, *rest), label in zip(found, labels, strict=True)]
         table = PurePosixPath(self.labels).name
         others = [key for key, *_ in entries if not is_image_name(key) and not _is_hidden(key) and PurePosixPath(key).name != table]
-        return Listing(items, class_names, tuple(sorted(others, key=lambda key: (not key.lower().endswith(_ARCHIVE_SUFFIXES), key))))
+        others.sort(key=lambda key: (not key.lower().endswith(_ARCHIVE_SUFFIXES), key))
+        return Listing(items, class_names, tuple(others), strays)
 
     @abstractmethod
     def find(self) -> Iterator[FileEntry]:
@@ -117,17 +126,14 @@ class FolderSource(FileSource):
     def find(self) -> Iterator[FileEntry]:
         """Walk the folder."""
         root = Path(self.uri)
-        for directory, folders, names in os.walk(root, followlinks=True, onerror=_refuse):
-            folders[:] = [name for name in folders if not _is_loop(Path(directory) / name, root)]
-            for name in names:
-                path = Path(directory) / name
-                key = _escaped(path.relative_to(root).as_posix())
-                try:
-                    status = path.stat()
-                except OSError:  # a broken link; if it is an image, reading it raises the error
-                    yield FileEntry(key, 0, str(path), "")
-                else:
-                    yield FileEntry(key, status.st_size, str(path), str(status.st_mtime_ns))
+        for path in paths_below(root, _refuse):
+            key = _escaped(path.relative_to(root).as_posix())
+            try:
+                status = path.stat()
+            except OSError:  # a broken link; if it is an image, reading it raises the error
+                yield FileEntry(key, 0, str(path), "")
+            else:
+                yield FileEntry(key, status.st_size, str(path), str(status.st_mtime_ns))
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
@@ -175,6 +181,8 @@ class ZipSource(FileSource):
         """Read the central directory."""
         with self._opened() as archive:
             for entry in archive.infolist():
+                if not entry.filename:
+                    raise UserError(f"{self.uri}: is not a whole zip file (a name in it is empty); copy it again")
                 if not entry.is_dir():
                     if entry.flag_bits & 1:
                         raise UserError(f"{self.uri}: {entry.filename} is encrypted; unpack it first")
@@ -191,18 +199,20 @@ class ZipSource(FileSource):
                     return archive.read(name)
                 except NotImplementedError as error:
                     raise ImageError("is compressed by a method that Python can't undo; unpack the archive first") from error
-                except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, ValueError, EOFError) as error:
+                except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, *_ZIP_DAMAGE) as error:
                     raise ImageError(f"is damaged in the archive ({error})") from error
 
             yield read
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[zipfile.ZipFile]:
-        try:
-            with local_archive(self.uri) as path, zipfile.ZipFile(path) as archive:
-                yield archive
-        except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise UserError(f"{self.uri}: is not a whole zip file ({error}); copy it again") from error
+        with contextlib.ExitStack() as stack:
+            path = stack.enter_context(local_archive(self.uri))
+            try:
+                archive = stack.enter_context(zipfile.ZipFile(path))
+            except (zipfile.BadZipFile, NotImplementedError, *_ZIP_DAMAGE) as error:
+                raise UserError(f"{self.uri}: is not a whole zip file ({error}); copy it again") from error
+            yield archive
 
 
 class TarSource(FileSource):
@@ -256,6 +266,8 @@ class TarSource(FileSource):
 
 def file_source(uri: str, *, name: str, split: str, labels: str = "auto") -> FileSource:
     """Return the source for the files at that address: a folder, an S3 prefix, a zip or a tar; refuse any other."""
+    if not storage.is_s3(uri) and (folder := storage.local_path(uri)).is_dir():  # also where it is named like an archive
+        return FolderSource(str(folder), name=name, split=split, labels=labels)
     lower = uri.lower()
     kind: type[FileSource]
     if lower.endswith(".zip"):
@@ -264,8 +276,6 @@ def file_source(uri: str, *, name: str, split: str, labels: str = "auto") -> Fil
         kind = TarSource
     elif storage.is_s3(uri):
         return BucketSource(uri, name=name, split=split, labels=labels)
-    elif (folder := storage.local_path(uri)).is_dir():
-        return FolderSource(str(folder), name=name, split=split, labels=labels)
     else:
         reason = "is neither a folder nor a .zip or .tar" if folder.exists() else "there is no such file or folder"
         raise UserError(f"{uri}: {reason}; check the address")
@@ -283,13 +293,23 @@ def _require_end(archive: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f"damaged or cut off at byte {archive.offset:,}")
 
 
+def paths_below(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
+    """Yield what is no folder, at any depth, with links to folders followed; `on_error` is called for a folder that can't be listed."""
+    for directory, folders, names in os.walk(root, followlinks=True, onerror=on_error):
+        folders[:] = [name for name in folders if not _is_loop(Path(directory) / name, root)]
+        yield from (Path(directory) / name for name in names)
+
+
 def _refuse(error: OSError) -> None:
     raise UserError(f"{error.filename}: can't be listed ({error.strerror})") from error
 
 
 def _is_loop(folder: Path, root: Path) -> bool:
-    """Return True for a link to a folder above it."""
-    return folder.is_symlink() and any(folder.samefile(root / above) for above in folder.relative_to(root).parents)
+    """Return True for a link to a folder above it, also above the root: below that, all images would be found a second time."""
+    if not folder.is_symlink():
+        return False
+    within = (root / above for above in folder.relative_to(root).parents)
+    return any(folder.samefile(above) for above in (*within, *root.resolve().parents))
 
 
 def _member_key(name: str) -> str:

@@ -61,6 +61,19 @@ def outer_folders(keys: Sequence[str], known: tuple[str, ...] = ()) -> list[str]
         keys = [rest for _, _, rest in parts]
 
 
+def images_beside_folders(keys: Sequence[str], known: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the images in no folder, where others are in at least two: those folders are no classes then by the rule "auto".
+
+    Unlike for `outer_folders`, a folder that contains all others may contain images, as the top folder of an archive does.
+    """
+    rest = keys
+    while True:
+        folders = [before if slash else "" for before, slash, _ in (key.partition("/") for key in rest)]
+        if len(set(folders)) != 1 or folders[0] in ("", *known):
+            return tuple(key for key, folder in zip(keys, folders, strict=True) if not folder) if len({*folders} - {""}) > 1 else ()
+        rest = [key.partition("/")[2] for key in rest]
+
+
 def _rank(keys: Sequence[str], names: Sequence[str], fault: str, known: tuple[str, ...]) -> tuple[list[int], tuple[str, ...]]:
     class_names = known or tuple(sorted(set(names) - {""}))
     ranks = {name: rank for rank, name in enumerate(class_names)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ DIGITS_SPLIT_SEED = 20210218
 
 _IMAGENET64_TRAIN_FILES = 10
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+_FASHION_MNIST_KINDS: dict[str, tuple[int, ...]] = {"images-idx3-ubyte": (28, 28), "labels-idx1-ubyte": ()}
+"""Kinds of files by the end of their names, and the shape of an item in each."""
 _IDX_UINT8 = 0x800
 """First integer of an idx file of bytes, less the number of its dimensions."""
 
@@ -113,8 +116,7 @@ class FashionMnist(ArraySource):
 
         root = self.root or _fashion_mnist_folder()
         stem = "train" if self.split == "train" else "t10k"
-        images = _read_idx(root, f"{stem}-images-idx3-ubyte", (28, 28))
-        labels = _read_idx(root, f"{stem}-labels-idx1-ubyte", ())
+        images, labels = (_read_idx(root, f"{stem}-{kind}", item_shape) for kind, item_shape in _FASHION_MNIST_KINDS.items())
         if len(images) != len(labels):
             raise UserError(f"{root}: has {len(images):,} images and {len(labels):,} labels of {self.split}; they belong to different sets")
         if labels.max(initial=0) >= len(FashionMNIST.classes):
@@ -131,6 +133,7 @@ def _fashion_mnist_folder() -> str:
     root = default_cache_dir() / "fashion-mnist"
     try:
         with file_lock(default_cache_dir() / "fashion-mnist.lock"):
+            _remove_damaged_download(root)
             folder: str = FashionMNIST(str(root), download=True).raw_folder
             return folder
     except (RuntimeError, OSError) as error:
@@ -138,6 +141,24 @@ def _fashion_mnist_folder() -> str:
             f"Fashion-MNIST can't be downloaded ({error}); install Debian's package dataset-fashion-mnist, or name the folder with the "
             "release's four idx files: fashion-mnist:FOLDER"
         ) from error
+
+
+def _remove_damaged_download(root: Path) -> None:
+    """Remove a download whose unpacking was interrupted: torchvision takes files of the right names for whole, and stays with them.
+
+    Raises:
+        UserError: There was one, and it is removed.
+    """
+    raw = root / "FashionMNIST" / "raw"
+    files = {f"{stem}-{kind}": item_shape for stem in ("train", "t10k") for kind, item_shape in _FASHION_MNIST_KINDS.items()}
+    if not all((raw / name).is_file() for name in files):
+        return  # torchvision unpacks all of them again
+    try:
+        for name, item_shape in files.items():
+            _read_idx(str(raw), name, item_shape)
+    except UserError as error:
+        shutil.rmtree(root)
+        raise UserError(f"Fashion-MNIST: its copy in {root} was damaged and is removed; run this again") from error
 
 
 def _read_idx(root: str, name: str, item_shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -186,7 +207,10 @@ class LabelledImageNet64(Source):
             say(f"{self.root}: contains {len(files)} of the release's {_IMAGENET64_TRAIN_FILES} files {pattern}")
         items: list[Item] = []
         for path in files:
-            labels = np.asarray(map_npz_array(path, "labels")).astype(np.int64)
+            stored = map_npz_array(path, "labels")
+            if stored.ndim != 1 or stored.dtype.kind not in "iu":
+                raise UserError(f"{path}: labels are {stored.dtype} {stored.shape}; they should be integers [rows]")
+            labels = np.asarray(stored).astype(np.int64)
             rows = map_npz_array(path, "data")
             if rows.ndim != 2 or rows.shape[1] != 3 * 64 * 64 or rows.dtype != np.uint8 or len(rows) != len(labels):
                 raise UserError(f"{path}: data is {rows.dtype} {rows.shape} with {len(labels)} labels; it should be uint8 [rows, 12288]")
@@ -243,9 +267,17 @@ class Lsun(Source):
                 lmdb.open(self.directory, readonly=True, lock=False, readahead=False, create=False) as environment,
                 environment.begin(buffers=False) as transaction,
             ):
+                self._require_whole(environment)
                 yield transaction
         except lmdb.Error as error:
             raise UserError(f"{self.directory}: is not an lmdb folder as LSUN publishes it ({error})") from error
+
+    def _require_whole(self, environment: Any) -> None:
+        """Refuse a file that ends before its last page: to read memory beyond the end of a mapped file kills the process."""
+        num_bytes = (Path(self.directory) / "data.mdb").stat().st_size
+        expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        if num_bytes < expected:
+            raise UserError(f"{self.directory}: data.mdb is truncated; it has {num_bytes:,} bytes instead of {expected:,}. Fetch it again")
 
 
 def official_imagenet64(root: str, split: str) -> FileSource:

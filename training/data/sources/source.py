@@ -65,17 +65,30 @@ class Listing:
     Attributes:
         class_names: Name of each label; empty for an unlabelled source.
         others: Names of the files beside the images that are left out, archives first.
+        strays: Names of the images beside folders that would be classes without them.
     """
 
     items: Sequence[Item]
     class_names: tuple[str, ...]
     others: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
 
     def left_out(self) -> str:
         """Return a sentence about the files that are no images; empty if there are none."""
         count = len(self.others)
         subject = "1 file is not an image and is" if count == 1 else f"{count:,} files are not images and are"
         return f"{subject} left out, like {self.others[0]}" if count else ""
+
+    def without_labels(self) -> str:
+        """Return a sentence about the images whose place takes the labels from all others; empty if there are none."""
+        if not self.strays:
+            return ""
+        count, first = len(self.strays), self.strays[0]
+        subject, them = (f"{first} is", "it") if count == 1 else (f"{count:,} images, like {first}, are", "them")
+        return (
+            f"{subject} beside the folders and in none of them, so the folders are not taken for classes; move {them} into one of them or "
+            "away, or set labels to 'none' if they are no classes"
+        )
 
     def digest(self) -> str:
         """Return a sha256 over keys, labels and sizes, which distinguishes sources without reading their pixels."""
@@ -185,7 +198,8 @@ class RandomSplit(Source):
             kept = " and keep one of each class to train on" if len(left) > 1 else ""
             raise UserError(f"{self.name}: can't hold out {self.num_test} test images of {len(labels)}{kept}; lower num_test")
         items = [item for i, item in enumerate(whole.items) if (i in test) == (self.split == "test")]
-        return Listing(items, whole.class_names, whole.others if self.split == "train" else ())
+        # Each is told once, with the training images.
+        return Listing(items, whole.class_names, *((whole.others, whole.strays) if self.split == "train" else ()))
 
     def open(self) -> AbstractContextManager[Reader]:
         """Open the reader of the whole source."""
