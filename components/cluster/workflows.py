@@ -144,6 +144,7 @@ def attempts(workflow: Mapping[str, Any]) -> list[Attempt]:
     name = str(workflow["metadata"]["name"])
     nodes = nodes_of(workflow)
     by_name = {node["name"]: node for node in nodes.values()}
+    groups = _group_names(workflow)
     found = []
     for node in nodes.values():
         if node.get("type") != "Pod":
@@ -155,7 +156,7 @@ def attempts(workflow: Mapping[str, Any]) -> list[Attempt]:
         message, failures = str(node.get("message") or ""), ("Failed", "Error")
         found.append(
             Attempt(
-                step=_step_name(step_path),
+                step=_step_name(step_path, groups),
                 phase=str(node.get("phase", "")),
                 # Of a pod that Argo itself has stopped, the node that retries says why, like "Max duration limit exceeded".
                 message=str((retried if _STOPPED.match(message) and retried.get("message") else node).get("message") or ""),
@@ -170,10 +171,28 @@ def attempts(workflow: Mapping[str, Any]) -> list[Attempt]:
     return sorted(found, key=lambda each: (each.started, each.pod))
 
 
-def _step_name(path: str) -> str:
-    """Return the last part of a node's path without "-driver"; the number of a loop's item is in "iteration-iterations(1:1)"."""
+def _group_names(workflow: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names that KFP's UI shows of loops and other groups, like "trials" of "for-loop-3": their drivers are given them."""
+    found = {}
+    for template in (workflow.get("spec") or {}).get("templates") or ():
+        for task in (template.get("dag") or {}).get("tasks") or ():
+            given = {each["name"]: each.get("value") for each in (task.get("arguments") or {}).get("parameters") or ()}
+            if task.get("template") == "system-dag-driver" and given.get("task") and given.get("task-name"):
+                group = str(given["task-name"])
+                found[group] = str(json.loads(given["task"]).get("taskInfo", {}).get("name") or group)
+    return found
+
+
+def _step_name(path: str, groups: Mapping[str, str]) -> str:
+    """Return the last part of a node's path without "-driver"; the number of a loop's item is in "iteration-iterations(1:1)".
+
+    A loop's own drivers are "for-loop-3(0).iteration-driver" and, for an item, "iteration-item-driver": they have the loop's name.
+    """
     items = re.findall(r"\.iteration-iterations\((\d+):", path)
     name = path.rpartition(".")[2].removesuffix("-driver")
+    if name in ("iteration", "iteration-item"):
+        name = next((part for part in reversed(re.findall(r"\.([\w-]+)\(", path)) if part in groups), name)
+    name = groups.get(name, name)
     return f"{name} ({int(items[-1]) + 1})" if items else name
 
 

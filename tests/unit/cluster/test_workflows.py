@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,37 @@ def test_steps_have_their_names_and_those_of_a_loop_the_number_of_their_item() -
     steps = {attempt.step for attempt in attempts(largest)}
     assert {"list-data", "plan-ablation", "preprocess (1)", "train-trial (1)", "train-trial (4)"} <= steps
     assert not [step for step in steps if "executor" in step or "." in step]
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [
+        ("exit-handler-1-driver", "steps"),
+        ("for-loop-2(0).iteration-driver", "data-sets"),
+        ("for-loop-3(0).iteration-driver", "trials"),
+        ("for-loop-3(0).iteration-iterations(1:1)(0).iteration-item-driver", "trials (2)"),
+        ("for-loop-3(0).iteration-iterations(1:1)(0).iteration-item(0).train-trial-driver", "train-trial (2)"),
+    ],
+)
+def test_a_failed_driver_of_a_loop_or_a_group_has_the_name_that_kfps_page_shows(driver: str, name: str) -> None:
+    workflow = workflow_states("sweep")[-1]
+    failed = [node for node in nodes_of(workflow).values() if re.search(rf"\.{re.escape(driver)}(\(0\))?$", node["name"])]
+    assert [node["type"] for node in sorted(failed, key=lambda node: len(node["name"]))] == ["Retry", "Pod"]
+    for node in failed:
+        node.update(phase="Failed", message="main: Error (exit code 1)")
+    log = "F1128 10:15:11.1 1 main.go:87] KFP driver: the metadata store is away"
+    assert step_errors(workflow, lambda pod: log) == {name: "KFP's driver: the metadata store is away"}
+
+
+def test_a_group_without_a_name_of_its_own_has_the_one_in_the_workflow() -> None:
+    workflow = workflow_states("sweep")[-1]
+    for template in workflow["spec"]["templates"]:
+        for task in (template.get("dag") or {}).get("tasks") or ():
+            for given in (task.get("arguments") or {}).get("parameters") or ():
+                if given["name"] == "task":
+                    given["value"] = json.dumps({key: value for key, value in json.loads(given["value"]).items() if key != "taskInfo"})
+    steps = {attempt.step for attempt in attempts(workflow) if attempt.is_driver}
+    assert {"exit-handler-1", "for-loop-2", "for-loop-2 (1)", "for-loop-3", "for-loop-3 (2)", "train-trial (2)"} <= steps
 
 
 @pytest.mark.parametrize(
