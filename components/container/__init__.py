@@ -1,1 +1,1 @@
-"""Build the project's container image, name it, and test it from inside."""
+"""Build the project's container image, name it, test it from inside, and refuse in it a pipeline of another commit."""

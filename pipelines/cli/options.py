@@ -26,6 +26,9 @@ CLUSTER_ZONE = typer.Option("UTC", help="Time zone in which KFP reads cron expre
 JSON = typer.Option(False, "--json", help="Print JSON.")
 MODEL = typer.Argument(..., help="A checkpoint's or a run's directory (s3:// or a path), a run's key, runs:/ID, or models:/NAME@ALIAS.")
 PIPELINE = typer.Argument(..., help="train, ablation, nightly-fid, compare or tune.")
+TRAINED = typer.Argument(
+    "", metavar="EXPERIMENT", help="Preset, or experiment file (TOML) like my.toml; with ablation, the name of one like hybrid-weight."
+)
 
 
 def _option(default: Any, *names: str, help_text: str) -> Any:

@@ -25,6 +25,7 @@ from training.config.files import read_text
 from training.tracking.runs import is_run_key
 
 PRESET, OVERRIDES, FILE = "experiment_preset", "experiment_overrides", "experiment_file"
+ABLATION = "ablation_name"
 FORCE_FROM, TRACKING = "force_from", "tracking_experiment"
 _KINDS: dict[str, tuple[type, str]] = {
     "BOOLEAN": (bool, "true or false"),
@@ -105,7 +106,13 @@ def compiled_pipeline(name: str) -> CompiledPipeline:
 
 
 def arguments_of(
-    pipeline: CompiledPipeline, *, preset: str, overrides: Sequence[str], words: Sequence[str], resources: Sequence[str] = ()
+    pipeline: CompiledPipeline,
+    *,
+    preset: str,
+    overrides: Sequence[str],
+    words: Sequence[str],
+    resources: Sequence[str] = (),
+    force_from: str = "",
 ) -> dict[str, Any]:
     """Return the arguments of a run, each of its parameter's type; the others keep the pipeline's defaults.
 
@@ -114,6 +121,7 @@ def arguments_of(
         overrides: Overrides of the experiment, like "optim.num_steps=500".
         words: "name=value" of the pipeline's parameters; for experiment_file also the path of a .toml file here, whose text is sent.
         resources: "stage.field=value", which changes one field of a stage's resources, or "stage=profile".
+        force_from: The step from which finished work is done again; empty does none again.
 
     Raises:
         UserError: An argument is unknown, given twice, or does not fit.
@@ -137,6 +145,12 @@ def arguments_of(
         if name in arguments:
             raise ArgumentsError(f"{option} and --param {name} mean the same; give one")
         arguments[name] = given
+    if force_from:
+        if FORCE_FROM not in pipeline.parameters:
+            raise ArgumentsError(f"--from {force_from}: pipeline {pipeline.name} can't do finished steps again")
+        if FORCE_FROM in arguments:
+            raise ArgumentsError(f"--from and --param {FORCE_FROM} mean the same; give one")
+        arguments[FORCE_FROM] = force_from
     if str(arguments.get(FILE, "")).endswith(".toml") and not arguments[FILE].startswith("s3://"):
         arguments[FILE] = read_text(arguments[FILE])
     if arguments.get(FILE) and PRESET in arguments:
@@ -171,8 +185,30 @@ def _check(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
         raise ArgumentsError(f"--param {TRACKING}: is empty; give the name of MLflow's experiment, like iddpm")
 
 
+def local_arguments_of(
+    pipeline: CompiledPipeline,
+    *,
+    preset: str,
+    overrides: Sequence[str],
+    words: Sequence[str],
+    resources: Sequence[str] = (),
+    force_from: str = "",
+) -> dict[str, Any]:
+    """Return the arguments of a run on this machine: as `arguments_of`, and an image is refused, as the run would ignore it."""
+    arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
+    if "image" in arguments:
+        raise ArgumentsError(f"--param image={arguments['image']}: a run on this machine uses no image; leave it out")
+    return arguments
+
+
 def cluster_arguments_of(
-    pipeline: CompiledPipeline, *, preset: str, overrides: Sequence[str], words: Sequence[str], resources: Sequence[str] = ()
+    pipeline: CompiledPipeline,
+    *,
+    preset: str,
+    overrides: Sequence[str],
+    words: Sequence[str],
+    resources: Sequence[str] = (),
+    force_from: str = "",
 ) -> dict[str, Any]:
     """Return the arguments of a run on a cluster: as `arguments_of`, and refused where no cluster could use them.
 
@@ -180,7 +216,7 @@ def cluster_arguments_of(
         UserError: As there; or an address that steps on a cluster do not share.
         ImageError: The image's reference is malformed, or can change.
     """
-    arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources)
+    arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
     _check_for_cluster(pipeline, arguments)
     return arguments
 
@@ -235,7 +271,7 @@ def _check_for_cluster(pipeline: CompiledPipeline, arguments: Mapping[str, Any])
     """Refuse arguments that no cluster could use."""
     chosen = _chosen(pipeline, arguments)
     image_from(chosen["image"], variable="--param image")
-    if "ablation_name" in pipeline.parameters:
+    if ABLATION in pipeline.parameters:
         require_sweep_fits(len(_ablation_trials(chosen)))
         for role, model in (chosen["ablation_options"] or {}).get("runs", {}).items():
             _require_model(f"--param ablation_options: runs.{role}={model}", model)
@@ -287,7 +323,7 @@ def _require_experiment(pipeline: CompiledPipeline, arguments: Mapping[str, Any]
     chosen = _chosen(pipeline, arguments)
     if not all(isinstance(override, str) for override in chosen.get(OVERRIDES) or ()):
         raise ArgumentsError(f'--param {OVERRIDES} is a JSON list of words like ["optim.num_steps=500"]')
-    if "ablation_name" in pipeline.parameters:
+    if ABLATION in pipeline.parameters:
         _ablation_trials(chosen)
     elif "tune_search" in pipeline.parameters:
         if not chosen[FILE].startswith("s3://"):

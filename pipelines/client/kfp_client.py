@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import warnings
@@ -73,15 +74,17 @@ class Kfp:
             limit: The most items to return; None returns all.
             **options: The method's arguments.
         """
-        found: list[Any] = []
+        return list(itertools.islice(self.iterate(method, items, page_size=min(_PAGE_SIZE, limit or _PAGE_SIZE), **options), limit))
+
+    def iterate(self, method: Callable[..., Any], items: str, *, page_size: int = _PAGE_SIZE, **options: Any) -> Iterator[Any]:
+        """Yield the items of a list. A page is requested when its first item is wanted; the other arguments are those of `list_all`."""
         token = ""
         while True:
-            size = _PAGE_SIZE if limit is None else min(_PAGE_SIZE, limit - len(found))
-            page = method(page_token=token, page_size=size, **options)
-            found += getattr(page, items) or []
+            page = method(page_token=token, page_size=page_size, **options)
+            yield from getattr(page, items) or []
             token = page.next_page_token or ""
-            if not token or (limit is not None and len(found) >= limit):
-                return found
+            if not token:
+                return
 
     def workflow(self, run_id: str) -> dict[str, Any]:
         """Return the Workflow of a run, as KFP last saw it; empty before it has. Only the older API has it."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pipelines.client.arguments import CompiledPipeline, change_for_retry, compiled_pipeline
+from pipelines.client.errors import KfpError
 from pipelines.client.kfp_client import Kfp
 from pipelines.client.runs import FINISHED, PipelineNames, format_state, get_run
 from pipelines.client.submit import SubmittedRun, Version, start, upload
@@ -47,15 +48,20 @@ def retry(kfp: Kfp, run_id: str, *, image: str = "", resources: Sequence[str] = 
         raise UserError(f"run {run_id} has succeeded, so there is nothing to retry; --from STEP does a step again all the same")
     if run.state not in FINISHED:
         raise UserError(f"run {run_id} is {format_state(run.state)}; `iddpm cancel {run_id} --wait` ends it first")
-    name, reference = PipelineNames(kfp).find(run), run.pipeline_version_reference
+    reference = run.pipeline_version_reference
+    old = _version(kfp, run)
+    spec = (old.pipeline_spec if old is not None else None) or {}
+    spec = spec.get("pipeline_spec", spec)
+    # Who uploads a pipeline in the UI chooses its name on the server, so only the specification tells whose it is.
+    name = str(spec.get("pipelineInfo", {}).get("name", ""))
     ours = [f"{_PREFIX}{each}" for each in PIPELINES]
-    if name not in ours or reference is None:
-        raise UserError(f"run {run_id} is of pipeline {name}; only runs of {', '.join(ours)} can be retried")
+    if name not in ours:
+        raise UserError(
+            f"run {run_id} is of pipeline {name or PipelineNames(kfp).find(run)}; only runs of {', '.join(ours)} can be retried"
+        )
     pipeline = compiled_pipeline(name.removeprefix(_PREFIX))
-    old = kfp.client.get_pipeline_version(reference.pipeline_id, reference.pipeline_version_id)
     given = (run.runtime_config.parameters if run.runtime_config else None) or {}
-    spec = old.pipeline_spec or {}
-    parameters = spec.get("pipeline_spec", spec).get("root", {}).get("inputDefinitions", {}).get("parameters", {})
+    parameters = spec.get("root", {}).get("inputDefinitions", {}).get("parameters", {})
     defaults = {key: each["defaultValue"] for key, each in parameters.items() if "defaultValue" in each}
     arguments = change_for_retry(pipeline, given, defaults, image=image, resources=resources, force_from=force_from)
     version = (
@@ -69,3 +75,18 @@ def retry(kfp: Kfp, run_id: str, *, image: str = "", resources: Sequence[str] = 
     run_name = f"{_RETRY.sub('', run.display_name)} (retry {int(number[1]) + 1 if number else 1})"
     experiment = kfp.client.get_experiment(experiment_id=run.experiment_id)
     return Retry(start(kfp, run.experiment_id, experiment.display_name, version, arguments, run_name), pipeline, arguments)
+
+
+def _version(kfp: Kfp, run: Any) -> Any:
+    """Return the version of a pipeline that a run had, None if it had none; raise UserError if the server has it no longer."""
+    reference = run.pipeline_version_reference
+    if reference is None or not reference.pipeline_version_id:
+        return None
+    try:
+        return kfp.client.get_pipeline_version(reference.pipeline_id, reference.pipeline_version_id)
+    except KfpError as error:
+        if error.status == 404:
+            raise UserError(
+                f"run {run.run_id}: KFP no longer has its version of the pipeline; `iddpm submit` starts another run"
+            ) from error
+        raise

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from croniter import CroniterError
@@ -27,8 +28,8 @@ NIGHTLY = "0 0 2 * * *"
 """Default expression of the nightly pipeline."""
 MAX_CONCURRENCY = 10
 """KFP's limit."""
-_LATEST_RUNS = 200
-"""Runs among which those of a schedule are looked for that go on."""
+_CLOCKS_DIFFER = timedelta(minutes=10)
+"""A run seems to be at most so much older than its schedule: Kubernetes dates the run, and KFP's server the schedule."""
 _DIGEST = re.compile(r"iddpm schedule, state ([0-9a-f]{12})")
 
 
@@ -199,12 +200,15 @@ def _digest(recurring_run: Any) -> str | None:
 
 def _refuse_while_runs_go_on(kfp: Kfp, schedules: Iterable[Any]) -> None:
     """Raise UserError if a run of these schedules has not ended: its Workflow goes with the schedule, and KFP never sees its end."""
-    idents = {each.recurring_run_id for each in schedules}
-    runs = (
-        kfp.list_all(kfp.client.list_runs, "runs", limit=_LATEST_RUNS, sort_by="created_at desc", namespace=kfp.namespace) if idents else []
-    )
-    for run in runs:
-        if run.recurring_run_id in idents and run.state not in (*FINISHED, "CANCELING"):
+    created = {each.recurring_run_id: each.created_at for each in schedules}
+    if not created:
+        return
+    oldest = None if None in created.values() else min(created.values()) - _CLOCKS_DIFFER
+    # The latest first, page by page: a run that takes days may stand behind hundreds of younger ones.
+    for run in kfp.iterate(kfp.client.list_runs, "runs", sort_by="created_at desc", namespace=kfp.namespace):
+        if oldest and run.created_at and run.created_at < oldest:
+            return
+        if run.recurring_run_id in created and run.state not in (*FINISHED, "CANCELING"):
             raise UserError(
                 f"run {run.run_id} of the schedule goes on and would vanish with it; wait for its end, or run 'iddpm cancel {run.run_id}'"
             )

@@ -27,11 +27,12 @@ _REFUSED = "Refused: a retry goes on with the same experiment."
 def submit(
     connection: Connection,
     pipeline: str = options.PIPELINE,
-    name: str = typer.Argument("", help="Preset or experiment file (TOML) to train, like my.toml; --preset names a preset too."),
+    trained: str = options.TRAINED,
     preset: str = options.PRESET,
     overrides: list[str] = options.SET,
     parameters: list[str] = options.PARAM,
     resources: list[str] = options.RESOURCES,
+    force_from: str = options.FROM,
     experiment: str = options.EXPERIMENT,
     create_experiment: bool = options.CREATE_EXPERIMENT,
     run_name: str = typer.Option("", help="Name of the run; empty takes the pipeline's name and the time."),
@@ -40,19 +41,15 @@ def submit(
     as_json: bool = options.JSON,
 ) -> None:
     """Start a run on the cluster, and follow it."""
+    from pipelines.cli.runs.experiment import add_experiment
     from pipelines.client.arguments import cluster_arguments_of, compiled_pipeline
     from pipelines.client.kfp_client import connected
     from pipelines.client.submit import submit as start
 
     seconds = _seconds(timeout, wait)
     compiled = compiled_pipeline(pipeline)
-    if name and preset:
-        raise UserError(f"{name} and --preset {preset} both name an experiment; give one")
-    is_file = name.endswith(".toml")
-    parameters = [*parameters, *([f"experiment_file={name}"] if is_file else [])]
-    arguments = cluster_arguments_of(
-        compiled, preset=preset or ("" if is_file else name), overrides=overrides, words=parameters, resources=resources
-    )
+    preset, words = add_experiment(compiled, trained, preset=preset, words=parameters)
+    arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
     with connected(connection, warn) as kfp:
         started = start(kfp, compiled, arguments, experiment=experiment, create_experiment=create_experiment, run_name=run_name)
         _report(kfp, started, compiled, arguments, wait=wait, seconds=seconds, as_json=as_json)

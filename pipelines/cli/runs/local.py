@@ -27,22 +27,26 @@ def demo(
     force_from: str = options.FROM,
 ) -> None:
     """Train, evaluate and report a small model: of handwritten digits in a few minutes, of other images in less than an hour."""
-    from pipelines.client.arguments import arguments_of, compiled_pipeline
+    from pipelines.client.arguments import compiled_pipeline, local_arguments_of
     from pipelines.local.training import train_here
 
-    pipeline, resources, forced = compiled_pipeline("train"), ["train.num_workers=2"], _forced(force_from)
+    pipeline, resources = compiled_pipeline("train"), ["train.num_workers=2"]
     if data == "digits":
-        arguments = arguments_of(pipeline, preset="digits-hybrid-cosine", overrides=overrides, words=forced, resources=resources)
+        arguments = local_arguments_of(
+            pipeline, preset="digits-hybrid-cosine", overrides=overrides, words=(), resources=resources, force_from=force_from
+        )
         compare = ("demo --set diffusion.schedule=linear", "the same with the linear schedule; MLflow compares the two")
         ablation = ("run ablation", "lambda against the stop-gradient, table 1 of the paper, on the digits")
         train_here(arguments, name="demo", next_steps=[compare, ablation])
     elif data in ("fashion", "fashion-mnist"):
-        arguments = arguments_of(pipeline, preset="fashion-mnist-hybrid-cosine", overrides=overrides, words=forced, resources=resources)
+        arguments = local_arguments_of(
+            pipeline, preset="fashion-mnist-hybrid-cosine", overrides=overrides, words=(), resources=resources, force_from=force_from
+        )
         train_here(arguments, name="demo-fashion-mnist")
     else:
         file = _demo_experiment(data)
-        words = [f"experiment_file={file}", *_own_images(data), *forced]
-        arguments = arguments_of(pipeline, preset="", overrides=overrides, words=words, resources=resources)
+        words = [f"experiment_file={file}", *_own_images(data)]
+        arguments = local_arguments_of(pipeline, preset="", overrides=overrides, words=words, resources=resources, force_from=force_from)
         train_here(arguments, name=file.stem)
 
 
@@ -91,12 +95,14 @@ def _write_experiment(images: str, *, card: str, name: str, hours: float | None 
     from training.data.inspection.folder import inspect_folder
     from training.distributed.cores import available_cores
 
-    found = inspect_folder(images)
+    found = inspect_folder(_absolute(images))
     classes = f" in {len(found.class_counts)} classes" if found.class_counts else ""
     sides = found.short_sides
     print(f"{images}: {found.num_images:,} images{classes}, {sides[0]} to {found.max_side} pixels, {found.image_channels} channel(s)")
     if found.left_out:
         print(found.left_out)
+    if found.without_labels:
+        print(found.without_labels)
     if found.num_transparent:
         print(f"{found.num_transparent:,} of {found.num_inspected:,} have transparent pixels; these become white")
     if found.unreadable:
@@ -135,36 +141,32 @@ def train(
 
     Of images without a test split, every tenth is held out for bits/dim; --param data_options='{"num_test": N}' changes that.
     """
-    from pipelines.client.arguments import arguments_of, compiled_pipeline
+    from pipelines.cli.runs.experiment import add_experiment
+    from pipelines.client.arguments import compiled_pipeline, local_arguments_of
     from pipelines.local.training import train_here
 
-    is_file = experiment.endswith(".toml")
-    words = [*parameters, *_forced(force_from), *([f"experiment_file={experiment}"] if is_file else [])]
+    pipeline = compiled_pipeline("train")
+    preset, words = add_experiment(pipeline, experiment, preset="", words=parameters)
     words += _own_images(images, words=parameters) if images else []
-    arguments = arguments_of(
-        compiled_pipeline("train"), preset="" if is_file else experiment, overrides=overrides, words=words, resources=resources
-    )
+    arguments = local_arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
     train_here(arguments, name=Path(experiment).stem)
-
-
-def _forced(step: str) -> list[str]:
-    return [f"force_from={step}"] if step else []
 
 
 def _own_images(images: str, words: Sequence[str] = ()) -> list[str]:
     """Return the pipeline's parameters, as words, for a user's images; `words` are the user's own."""
     from pipelines.local.images import held_out
 
-    found = [f"data_source={_absolute(images)}"]
+    address = _absolute(images)
+    found = [f"data_source={address}"]
     if not any(word.startswith("data_options=") for word in words):
         connect()
-        found.append(f"data_options={json.dumps(held_out(images))}")
+        found.append(f"data_options={json.dumps(held_out(address))}")
     return found
 
 
 def _absolute(images: str) -> str:
     """Return the absolute path of local images; other addresses stay as they are."""
-    path = Path(images).expanduser()
+    path = storage.local_path(images) if images.startswith("file://") else Path(images).expanduser()
     return str(path.resolve()) if path.exists() else images
 
 
@@ -174,18 +176,23 @@ def _slug(name: str) -> str:
 
 def run(
     pipeline: str = typer.Argument("train", help="train, ablation, nightly-fid, compare or tune."),
+    trained: str = options.TRAINED,
     preset: str = options.PRESET,
     overrides: list[str] = options.SET,
     parameters: list[str] = options.PARAM,
     resources: list[str] = options.RESOURCES,
+    force_from: str = options.FROM,
 ) -> None:
     """Run a pipeline on this machine, with the services of `iddpm up`."""
-    from pipelines.client.arguments import arguments_of, compiled_pipeline
+    from pipelines.cli.runs.experiment import add_experiment
+    from pipelines.client.arguments import compiled_pipeline, local_arguments_of
     from pipelines.compile import load
     from pipelines.local.run import run_pipeline
     from pipelines.services import services
 
-    arguments = arguments_of(compiled_pipeline(pipeline), preset=preset, overrides=overrides, words=parameters, resources=resources)
+    compiled = compiled_pipeline(pipeline)
+    preset, words = add_experiment(compiled, trained, preset=preset, words=parameters)
+    arguments = local_arguments_of(compiled, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
     running = services.up()
     outputs = run_pipeline(load(pipeline), arguments, running)
     for name, value in outputs.items():

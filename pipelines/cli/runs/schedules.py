@@ -22,6 +22,7 @@ _OUTCOMES = {"created": "is created", "replaced": "has changed and is replaced",
 def create(
     connection: Connection,
     pipeline: str = options.PIPELINE,
+    trained: str = options.TRAINED,
     name: str = typer.Option("", help="Name of the schedule; empty takes the pipeline's."),
     cron: str = typer.Option("", help="Times: second, minute, hour, day, month, weekday. The default of nightly-fid is '0 0 2 * * *'."),
     every: str = typer.Option("", help="Interval instead of times, like 24h."),
@@ -38,13 +39,15 @@ def create(
     as_json: bool = options.JSON,
 ) -> None:
     """Create or update a recurring run."""
+    from pipelines.cli.runs.experiment import add_experiment
     from pipelines.client import schedules
     from pipelines.client.arguments import cluster_arguments_of, compiled_pipeline
     from pipelines.client.kfp_client import connected
     from pipelines.client.timing import parse_timing
 
     compiled = compiled_pipeline(pipeline)
-    arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=parameters, resources=resources)
+    preset, words = add_experiment(compiled, trained, preset=preset, words=parameters)
+    arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=words, resources=resources)
     cron = cron or (schedules.NIGHTLY if pipeline == "nightly-fid" and not every else "")
     timing = parse_timing(cron, every, time_zone=time_zone, cluster_zone=cluster_time_zone)
     spec = schedules.ScheduleSpec(

@@ -107,6 +107,34 @@ def test_what_cannot_be_retried_is_refused_before_anything_is_sent(
     assert len(server.asked("POST", "/runs")) == 1
 
 
+def test_a_pipeline_that_was_uploaded_in_the_ui_is_known_whatever_its_name_there(server: FakeKfp, iddpm: Iddpm, failed: str) -> None:
+    """The form of the UI suggests the name "train" for train.yaml."""
+    for pipeline in server.pipelines.values():
+        pipeline.update(name="train", display_name="train")
+    assert iddpm("retry", failed, "--no-wait")[0] == 0
+    first, second = (run.body for run in server.asked("POST", "/runs"))
+    assert second["pipeline_version_reference"] == first["pipeline_version_reference"]
+
+
+def test_a_pipeline_of_others_is_refused_although_it_has_the_name_of_ours(server: FakeKfp, iddpm: Iddpm, failed: str) -> None:
+    (version,) = server.versions.values()
+    spec = version["pipeline_spec"]["pipeline_spec"]
+    spec["pipelineInfo"]["name"] = "theirs"
+    assert "is of pipeline theirs; only runs of iddpm-train, iddpm-" in iddpm("retry", failed)[2]
+    version["pipeline_spec"] = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow"}  # an older pipeline has no such name
+    for pipeline in server.pipelines.values():
+        pipeline["display_name"] = "older"
+    assert "is of pipeline older; only runs of iddpm-train, iddpm-" in iddpm("retry", failed)[2]
+    assert len(server.asked("POST", "/runs")) == 1
+
+
+def test_a_version_that_was_deleted_is_named_with_the_remedy(server: FakeKfp, iddpm: Iddpm, failed: str) -> None:
+    server.versions.clear()
+    status, _, err = iddpm("retry", failed)
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"run {failed}: KFP no longer has its version of the pipeline; `iddpm submit` starts another run" in err
+
+
 def test_a_run_of_another_pipeline_and_one_that_is_not_there_are_named(server: FakeKfp, iddpm: Iddpm) -> None:
     run_id = server.add_run("FAILED", pipeline_spec={"pipelineInfo": {"name": "theirs"}})
     assert "is of pipeline theirs; only runs of iddpm-train, iddpm-" in iddpm("retry", run_id)[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import fake_kfp
@@ -182,6 +183,17 @@ def test_an_interval_the_options_and_a_name(server: FakeKfp, schedule: Iddpm) ->
     assert "when        every 1d" in out
 
 
+def test_an_experiment_file_or_an_ablation_follows_the_pipeline_as_in_submit(server: FakeKfp, schedule: Iddpm, tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text('base = "digits-hybrid-cosine"')
+    for words in (("train", str(tmp_path / "my.toml")), ("train", "digits-tiny-hybrid-cosine"), ("ablation", "two-stage")):
+        assert schedule("create", *words, "--every", "36h", "--name", "mine")[0] == 0
+    assert [request.body["runtime_config"]["parameters"] for request in server.asked("POST", "/recurringruns")] == [
+        {"experiment_file": 'base = "digits-hybrid-cosine"'},
+        {"experiment_preset": "digits-tiny-hybrid-cosine"},
+        {"ablation_name": "two-stage"},
+    ]
+
+
 def test_what_is_printed_says_the_zone_and_the_next_times(schedule: Iddpm) -> None:
     out = schedule("create", "nightly-fid", "--cluster-time-zone", "Europe/Berlin")[1]
     assert "when        0 0 2 * * *\n" in out
@@ -280,6 +292,7 @@ def test_a_schedule_that_was_made_elsewhere_is_left_alone(server: FakeKfp, sched
         (("nightly-fid", "--param", "evaluate_resource=1"), "did you mean 'evaluate_resources'?"),
         (("train", "--every", "1h", "--set", "optim.num_step=1"), "optim.num_step"),
         (("nightly-fid", "--time-zone", "Europe/Berlin"), "with the season"),
+        (("nightly-fid", "nightly"), "nightly: pipeline nightly-fid trains no experiment, so it takes no preset and no file"),
     ],
 )
 def test_what_can_not_work_is_refused_before_anything_is_sent(server: FakeKfp, schedule: Iddpm, words: tuple[str, ...], said: str) -> None:
@@ -315,6 +328,25 @@ def test_a_schedule_stays_while_a_run_of_it_goes_on(server: FakeKfp, schedule: I
     server.runs[run_id]["state"] = "SUCCEEDED"
     assert schedule(*words)[0] == 0
     assert ident not in server.recurring
+
+
+def test_a_run_that_goes_on_is_found_behind_hundreds_of_younger_ones(server: FakeKfp, schedule: Iddpm) -> None:
+    schedule("create", "nightly-fid")
+    (ident,) = server.recurring
+    run_id = server.add_run("RUNNING", recurring_run_id=ident, created_at="2026-11-25T02:00:00Z")
+    for number in range(250):
+        server.add_run("SUCCEEDED", created_at=f"2026-11-28T{number // 60:02d}:{number % 60:02d}:00Z")
+    status, _, error = schedule("delete", "nightly-fid")
+    assert (status, list(server.recurring)) == (1, [ident])
+    assert f"run {run_id} of the schedule goes on and would vanish with it" in error
+
+
+def test_runs_that_are_older_than_the_schedule_are_not_asked_for(server: FakeKfp, schedule: Iddpm) -> None:
+    for number in range(250):
+        server.add_run("SUCCEEDED", created_at=f"2026-11-20T{number // 60:02d}:{number % 60:02d}:00Z")
+    schedule("create", "nightly-fid")
+    assert schedule("create", "nightly-fid", "--every", "12h")[0] == 0
+    assert len(server.asked("GET", "/runs")) == 1
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "delete"])

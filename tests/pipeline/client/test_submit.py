@@ -284,6 +284,15 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("nightly-fid", "--timeout", "5m"), "does not wait: leave out --no-wait"),
         (("train", "digits-hybrid-cosine", "--preset", "digits-hybrid-cosine"), "both name an experiment; give one"),
         (("train", "no-such-preset"), "no-such-preset"),
+        (("train", "my.toml", "--param", "experiment_file=my.toml"), "my.toml and --param experiment_file mean the same; give one"),
+        (("nightly-fid", "my.toml"), "my.toml: pipeline nightly-fid trains no experiment, so it takes no preset and no file"),
+        (("ablation", "my.toml"), "my.toml: pipeline ablation takes no file; name an ablation (`iddpm ablations` lists them), or a preset"),
+        (("ablation", "hybrid-wieght"), "there is no ablation and no preset 'hybrid-wieght'; did you mean 'hybrid-weight'?"),
+        (("ablation", "all"), "there is no ablation and no preset 'all'; `iddpm ablations` and `iddpm presets` list them"),
+        (("ablation", "width", "--param", "ablation_name=two-stage"), "width and --param ablation_name mean the same; give one"),
+        (("train", "--from", "preprocess"), "'preprocess' can't be done again; the steps are train, evaluate, report"),
+        (("train", "--from", "train", "--param", "force_from=evaluate"), "--from and --param force_from mean the same; give one"),
+        (("nightly-fid", "--from", "evaluate"), "--from evaluate: pipeline nightly-fid can't do finished steps again"),
         (("train", "--param", 'data_options={"sources": {"digits": "s3://b/raw"}}'), "data_options.sources is for ablations"),
     ],
 )
@@ -367,7 +376,29 @@ def test_submit_takes_an_experiment_file_as_its_argument(server: FakeKfp, iddpm:
     assert iddpm("submit", "train", str(tmp_path / "my.toml"), "--no-wait")[0] == 0
     (run,) = server.asked("POST", "/runs")
     assert run.body["runtime_config"]["parameters"] == {"experiment_file": 'base = "digits-hybrid-cosine"'}
-    assert "nightly-fid has no parameter 'experiment_file'" in iddpm("submit", "nightly-fid", str(tmp_path / "my.toml"))[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "parameters"),
+    [
+        (("hybrid-weight",), {"ablation_name": "hybrid-weight"}),
+        (
+            ("hybrid-weight", "--preset", "digits-hybrid-cosine"),
+            {"ablation_name": "hybrid-weight", "experiment_preset": "digits-hybrid-cosine"},
+        ),
+        (("digits-tiny-hybrid-cosine",), {"experiment_preset": "digits-tiny-hybrid-cosine"}),
+    ],
+)
+def test_submit_takes_an_ablation_as_ablate_does(server: FakeKfp, iddpm: Iddpm, words: tuple[str, ...], parameters: dict[str, str]) -> None:
+    status, _, err = iddpm("submit", "ablation", *words, "--no-wait")
+    assert (status, err) == (0, "")
+    assert server.asked("POST", "/runs")[-1].body["runtime_config"]["parameters"] == parameters
+
+
+def test_finished_steps_are_done_again_from_the_first_run_on(server: FakeKfp, iddpm: Iddpm) -> None:
+    assert iddpm("submit", "train", "digits-hybrid-cosine", "--from", "evaluate", "--no-wait")[0] == 0
+    (run,) = server.asked("POST", "/runs")
+    assert run.body["runtime_config"]["parameters"] == {"experiment_preset": "digits-hybrid-cosine", "force_from": "evaluate"}
 
 
 @pytest.mark.parametrize(

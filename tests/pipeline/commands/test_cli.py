@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import Mock
@@ -197,6 +198,11 @@ def test_show_prints_an_experiment_file_that_reads_back_to_the_same_experiment(r
         (("run", "train", "--resources", "train.num_workers=0"), "train_resources.num_workers: must be at least 1, got 0"),
         (("run", "train", "--resources", "train.precision=fp16"), "train_resources.precision: Input should be 'fp32' or 'bf16'"),
         (("run", "nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset and no --set"),
+        (("run", "train", "my.toml"), "my.toml: cannot be read as an experiment file"),
+        (("run", "ablation", "my.toml"), "my.toml: pipeline ablation takes no file; name an ablation"),
+        (("run", "tune", "--from", "train"), "--from train: pipeline tune can't do finished steps again"),
+        (("run", "train", "--param", "image=foo"), "--param image=foo: a run on this machine uses no image; leave it out"),
+        (("train", "digits-hybrid-cosine", "--param", "image=foo"), "--param image=foo: a run on this machine uses no image"),
         (("tune", "digits-hybrid-cosine", "--search", "model.dropout=0..2"), "model.dropout: must be in [0, 1), got 2.0"),
         (("tune", "digits-hybrid-cosine", "--search", "model.dropout=0..0.2", "--reduction", "1"), "reduction: must be 2 or more, or 0"),
         (("tune", "my.toml", "--search", "model.dropout=0..0.2"), "my.toml: cannot be read as an experiment file"),
@@ -206,10 +212,35 @@ def test_a_run_that_can_not_work_is_refused_before_anything_starts(
     run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.services.services.up", Mock(side_effect=AssertionError("it starts")))
     status, _, err = run_iddpm(*arguments)
     assert status == 1
     assert said in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (
+            ("train", "digits-tiny-hybrid-cosine", "--from", "evaluate"),
+            {"experiment_preset": "digits-tiny-hybrid-cosine", "force_from": "evaluate"},
+        ),
+        (("train", "my.toml"), {"experiment_file": 'base = "digits-hybrid-cosine"'}),
+        (("ablation", "two-stage"), {"ablation_name": "two-stage"}),
+    ],
+)
+def test_run_takes_what_submit_takes(
+    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], given: dict[str, str]
+) -> None:
+    (tmp_path / "my.toml").write_text('base = "digits-hybrid-cosine"')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.services.services.up", Mock())
+    started = Mock(return_value={})
+    monkeypatch.setattr("pipelines.local.run.run_pipeline", started)
+    status, _, err = run_iddpm("run", *words)
+    assert (status, err) == (0, "")
+    assert started.call_args.args[1] == given
 
 
 def test_cost_is_the_papers(run_iddpm: Command) -> None:
@@ -252,6 +283,37 @@ def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it
     status, _, err = run_iddpm("init", "--images", str(images), "--out", str(file))
     assert status == 1
     assert "exists already" in err
+
+
+@pytest.mark.parametrize("name", ["digits", "shoot 12:30"])
+@pytest.mark.parametrize("how", ["{name}", "./{name}", "~/{name}", "file://{folder}/{quoted}"])
+def test_init_and_training_look_at_the_folder_whatever_its_name(
+    run_iddpm: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
+) -> None:
+    images.rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    word = how.format(name=name, folder=tmp_path, quoted=urllib.parse.quote(name))
+    status, out, _ = run_iddpm("init", "--images", word, "--out", str(tmp_path / "mine.toml"))
+    assert status == 0
+    assert f"{word}: 12 images in 2 classes, " in out
+    assert local._own_images(word) == [f"data_source={tmp_path / name}", 'data_options={"num_test": 1}']
+
+
+def test_init_says_once_which_image_takes_the_classes_from_all(run_iddpm: Command, images: Path, tmp_path: Path) -> None:
+    (images / "cats" / "1.png").rename(images / "logo.png")
+    status, out, _ = run_iddpm("init", "--images", str(images), "--out", str(tmp_path / "mine.toml"))
+    assert status == 0
+    assert out.count("logo.png is beside the folders and in none of them") == 1
+
+
+def test_init_refuses_test_images_that_training_would_refuse(run_iddpm: Command, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "test").mkdir(parents=True)
+    images.rename(tmp_path / "data" / "train")
+    Image.new("RGB", (40, 40)).save(tmp_path / "data" / "test" / "0.png")
+    status, _, err = run_iddpm("init", "--images", str(tmp_path / "data"), "--out", str(tmp_path / "mine.toml"))
+    assert status == 1
+    assert f"{tmp_path}/data/test: 1 of 1 test images are in no class folder, like 0.png, but the training images are" in err
 
 
 def test_init_for_a_gpu_writes_the_command_that_trains_on_it_and_takes_the_folders_name(

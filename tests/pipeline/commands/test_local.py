@@ -172,6 +172,22 @@ def test_every_tenth_image_of_ones_own_is_held_out_unless_there_are_test_images(
     assert held_out("") == held_out("digits") == held_out(f"cifar10:{tmp_path}") == {}
 
 
+def test_no_more_images_are_held_out_than_the_classes_allow(tmp_path: Path) -> None:
+    def save(count: int, label: int) -> None:
+        for number in range(count):
+            path = tmp_path / f"class {label}" / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("L", (8, 8), number).save(path)
+
+    for label in range(20):
+        save(1, label)
+    assert held_out(str(tmp_path)) == {}
+    save(2, 0)
+    assert held_out(str(tmp_path)) == held_out(tmp_path.as_uri()) == {"num_test": 1}
+    save(30, 0)
+    assert held_out(str(tmp_path)) == {"num_test": 4}
+
+
 def test_the_command_for_a_cluster_repeats_the_table_that_was_priced(capsys: pytest.CaptureFixture[str]) -> None:
     request = AblationRequest(name="cifar10-table2", scale="paper", overrides=("evaluation.num_samples=50",), seeds=2)
     _show(request, "H100", None)
