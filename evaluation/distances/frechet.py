@@ -118,7 +118,8 @@ class BlockedMoments:
     """Moments of a sample in equal blocks of image indices, which give the distance's standard error.
 
     Blocks are runs of neighbouring indices, so they are the same for any number of workers, and balanced labels are
-    balanced in each block.
+    balanced in each block. A block has to be a random sample of all images: the indices of a file's images, which may be sorted by
+    class, are random positions (`npz.stream_with_positions`).
     """
 
     def __init__(self, dim: int, num_images: int, num_blocks: int = 10) -> None:

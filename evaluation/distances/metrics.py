@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -40,7 +40,7 @@ from training.config.errors import UserError
 from training.shapes import Float, Float32, Float64, Int64
 
 MAX_FEATURES = 10_000
-"""Samples, and real images, whose features are stored for metrics that compare single images."""
+"""Samples, and real images, whose features are stored for metrics that compare single images: those of the first indices."""
 _NUM_SUBSETS, _SUBSET_SIZE = 100, 1000
 _PRECISION_NEIGHBOURS = 3
 _NUM_SPLITS = 10
@@ -70,16 +70,21 @@ class MetricInputs:
     metrics: frozenset[str]
     blocks: BlockedMoments | None = None
     spatial: BlockedMoments | None = None
+    _indices: list[Tensor] = field(default_factory=list)
     _features: list[Tensor] = field(default_factory=list)
     _logits: list[Tensor] = field(default_factory=list)
     _labels: list[Tensor] = field(default_factory=list)
 
     def update(self, indices: Int64[Tensor, " batch"], outputs: dict[str, Tensor], labels: Int64[Tensor, " batch"] | None) -> None:
-        """Add one batch: the samples' indices, the extractor's outputs and the labels that the samples were drawn with."""
+        """Add one batch: the samples' indices, the extractor's outputs and the labels that the samples were drawn with.
+
+        Each index comes once. Images of neighbouring indices count as a random sample of all (`BlockedMoments`).
+        """
         needed = {METRICS[name].output for name in self.metrics}
-        room = MAX_FEATURES - sum(len(part) for part in self._features)
-        if "features" in needed and room > 0:
-            self._features.append(outputs["features"][:room].cpu())
+        is_kept = indices < MAX_FEATURES
+        if "features" in needed and bool(is_kept.any()):
+            self._indices.append(indices[is_kept].cpu())
+            self._features.append(outputs["features"][is_kept.to(outputs["features"].device)].cpu())
         if "logits" in needed:
             self._logits.append(outputs["logits"].cpu())
             self._labels += [] if labels is None else [labels.cpu()]
@@ -89,8 +94,8 @@ class MetricInputs:
 
     @property
     def features(self) -> Float32[Tensor, "images dim"]:
-        """Features of the first `MAX_FEATURES` samples."""
-        return torch.cat(self._features).float()
+        """Features of the samples of the first `MAX_FEATURES` indices, by index."""
+        return _by_index(self._indices, self._features).float()
 
     @property
     def logits(self) -> Float[Tensor, "images classes"]:
@@ -342,8 +347,8 @@ METRICS: dict[str, Metric] = {
         needs_real_images=True,
     ),
     "fd_infinity": Metric(
-        sees="as the Frechet distance, without the bias of N samples",
-        samples="5 for each feature; better 25",
+        sees="as the Frechet distance, with less of the bias of N samples",
+        samples="5 for each feature; below 50 too small, so read the distance without its bias",
         cost="40 s",
         output="moments",
         min_images=2,
@@ -462,11 +467,24 @@ def max_images(name: str) -> int | None:
     return MAX_FEATURES if name in _OF_SINGLE_IMAGES else None
 
 
-def extract_features(images: Iterable[Tensor], extractor: FeatureExtractor) -> Float32[Tensor, "images dim"]:
-    """Return the features of the first `MAX_FEATURES` images of the batches, for metrics that compare single images."""
+def extract_features(images: Iterable[tuple[Tensor, Tensor]], extractor: FeatureExtractor) -> Float32[Tensor, "images dim"]:
+    """Return the features of the images of the first `MAX_FEATURES` indices, by index, for metrics that compare single images.
+
+    Args:
+        images: Batches of indices and images. Each index comes once, in any order, and the first ones are a random sample of all images.
+    """
+    indices: list[Tensor] = []
     parts: list[Tensor] = []
-    for batch in images:
-        parts.append(extractor(batch[: MAX_FEATURES - sum(len(part) for part in parts)]).cpu())
+    for some, batch in images:
+        is_kept = some < MAX_FEATURES
+        if bool(is_kept.any()):
+            indices.append(some[is_kept])
+            parts.append(extractor(batch[is_kept]).cpu())
         if sum(len(part) for part in parts) >= MAX_FEATURES:
             break
-    return torch.cat(parts)
+    return _by_index(indices, parts)
+
+
+def _by_index(indices: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
+    """Return the rows of all parts by increasing index."""
+    return torch.cat(list(parts))[torch.cat(list(indices)).argsort()]

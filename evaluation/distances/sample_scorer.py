@@ -36,7 +36,10 @@ class SampleScores:
 
 
 class SampleScorer:
-    """Collects the features of the images `0..num_images - 1`, batch by batch, and computes the numbers at the end."""
+    """Collects the features of the images `0..num_images - 1`, batch by batch, and computes the numbers at the end.
+
+    Images of neighbouring indices have to be a random sample of all; those of a file get such indices from `npz.stream_with_positions`.
+    """
 
     def __init__(self, extractor: FeatureExtractor, num_images: int, metrics: frozenset[str] = frozenset()) -> None:
         self._extractor = extractor
@@ -55,12 +58,15 @@ class SampleScorer:
         self._inputs.update(indices, outputs, labels)
         return outputs["features"]
 
-    def scores(self, reference: ReferenceStatistics, real_images: Iterable[Tensor] | None = None, *, halves: bool = False) -> SampleScores:
+    def scores(
+        self, reference: ReferenceStatistics, real_images: Iterable[tuple[Tensor, Tensor]] | None = None, *, halves: bool = False
+    ) -> SampleScores:
         """Compute the numbers.
 
         Args:
             reference: The real images' statistics.
-            real_images: Batches for the metrics that compare single images (`metrics.need_real_images`).
+            real_images: Batches of indices and images, as `extract_features` takes them, for the metrics that compare single images
+                (`metrics.need_real_images`).
             halves: Compute `of_halves` too, twelve more distances: of 2,048 features 10 s on one core.
 
         Raises:

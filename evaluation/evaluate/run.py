@@ -135,10 +135,11 @@ def _score_samples(plan: EvaluationPlan, grid_uri: str) -> tuple[SampleScores, d
             features = scorer.update(indices[rows], images[rows], None if labels is None else labels[rows])
             if real_test is not None and same_count.num_images < real_test.num_images:
                 same_count.update(features[: real_test.num_images - same_count.num_images])
-    real: Iterable[Tensor] | None = None
+    real: Iterable[tuple[Tensor, Tensor]] | None = None
     if need_real_images(plan.metrics):
         batch_uri = plan.reference.images_uri
-        real = npz.stream_images(batch_uri, _FEATURE_BATCH_SIZE) if batch_uri else _images(storage.join(plan.data_uri, "train"))
+        own_uri = storage.join(plan.data_uri, "train")  # its rows are in a random order already
+        real = npz.stream_with_positions(batch_uri, _FEATURE_BATCH_SIZE) if batch_uri else _images(own_uri)
     held_out = None
     if real_test is not None and same_count.num_images == real_test.num_images:
         held_out = {
@@ -167,12 +168,13 @@ def _test_moments(plan: EvaluationPlan) -> Moments | None:
     if not storage.exists(storage.join(dataset_uri, MANIFEST)):
         return None
     count = min(read_manifest(dataset_uri).num_images, plan.samples.num_images)
-    images = with_progress(_images(dataset_uri, count), "computed the features of", count, len)
+    images = with_progress((images for _, images in _images(dataset_uri, count)), "computed the features of", count, len)
     return moments_of(images, plan.extractor)[0] if count >= 2 else None
 
 
-def _images(dataset_uri: str, count: int | None = None) -> Iterable[Tensor]:
-    return (images for _, images, _ in iterate(dataset_uri, _FEATURE_BATCH_SIZE, stop=count))
+def _images(dataset_uri: str, count: int | None = None) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return batches of a data set's rows and their images."""
+    return ((rows, images) for rows, images, _ in iterate(dataset_uri, _FEATURE_BATCH_SIZE, stop=count))
 
 
 def _store_per_image(plan: EvaluationPlan, likelihood: Likelihood) -> str:

@@ -307,18 +307,18 @@ def _describe(trace: Trace, last: Night, direction: int, change: float, error: f
             else f"the cumulative sum is {max(trace.up[-1], trace.down[-1]):.3g}, the limit is {last.rule.decision_interval:g}"
         )
         nights = "1 night" if num_nights == 1 else f"{num_nights} nights"
-        return (
-            f"{against}; {'worse' if direction > 0 else 'better'} by {abs(change):.3g} ± {_NORMAL_95 * error:.2g} (95%), "
-            f"{abs(change) / error:.1f} standard errors, since {_day(since)} ({nights}); {kind}"
-        )
+        # The error is 0 after a baseline of equal scores whose own errors are unknown or 0.
+        sure = f" ± {_NORMAL_95 * error:.2g} (95%), {abs(change) / error:.1f} standard errors" if error > 0 else ""
+        return f"{against}; {'worse' if direction > 0 else 'better'} by {abs(change):.3g}{sure}, since {_day(since)} ({nights}); {kind}"
     if not num_baseline:
         return f"{value:.4g}, the first score of the baseline; no change can be detected yet"
     if num_baseline < wanted:
         told = f"so far only a jump of more than {limit:.3g} can be detected" if math.isfinite(limit) else "no change can be detected yet"
         return f"{against}; the baseline has {num_baseline + 1} of {wanted} nights, {told}"
     redrawn = ", suspicious at first and drawn again" if trace.suspicious[-1] else ""
+    away = f", {(value - centre) / spread:+.1f} standard deviations" if spread > 0 else ""
     return (
-        f"{against}, {(value - centre) / spread:+.1f} standard deviations{redrawn}; the sums are {trace.up[-1]:.2g} (worse) and "
+        f"{against}{away}{redrawn}; the sums are {trace.up[-1]:.2g} (worse) and "
         f"{trace.down[-1]:.2g} (better), the limit is {last.rule.decision_interval:g}"
     )
 

@@ -26,9 +26,12 @@ from torch import Tensor
 from training import storage
 from training.config.errors import UserError
 from training.data.cache.disk_cache import TMPDIR_REMEDY, explain_disk_errors
+from training.data.format.order import Purpose, permutation
 from training.shapes import Int64, UInt8
 
 Arrays = dict[str, npt.NDArray[Any]]
+POSITION_SEED = 0
+"""Seed of the positions that `stream_with_positions` gives the images of a file."""
 
 _DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError, OSError)
 
@@ -130,6 +133,21 @@ def stream_images(uri: str, batch_size: int) -> Iterator[UInt8[Tensor, "batch ch
     with _open_batch(uri) as (member, shape, _):
         for first in range(0, shape[0], batch_size):
             yield _read_pixels(uri, member, shape, min(batch_size, shape[0] - first))
+
+
+def stream_with_positions(
+    uri: str, batch_size: int
+) -> Iterator[tuple[Int64[Tensor, " batch"], UInt8[Tensor, "batch channels height width"]]]:
+    """Read a batch as `stream_images` does, and give each image its position in a random order of the whole file.
+
+    Files are often sorted by class, so their first images, or runs of neighbours, are no random sample of them; images of neighbouring
+    positions are. The order is a permutation with the fixed seed 0 (`POSITION_SEED`), so that a file always gives the same numbers.
+    """
+    with _open_batch(uri) as (member, shape, _):
+        # The preparation of data sets has number 0: by that order the rows of a prepared data set would be sorted by class again.
+        positions = torch.from_numpy(permutation(shape[0], POSITION_SEED, Purpose.SHUFFLE, number=1))
+        for some in torch.split(positions, batch_size):
+            yield some, _read_pixels(uri, member, shape, len(some))
 
 
 @contextlib.contextmanager

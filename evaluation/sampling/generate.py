@@ -6,7 +6,7 @@ Samples are truncated to 8 bits as in the paper's released code, because the rep
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -75,7 +75,7 @@ def generate(
         raise UserError(f"{model.description} is not an upsampler: it takes no images to enlarge; leave low_res out")
     if model.low_res_size is not None and low_res is None:
         raise UserError(f"{model.description} is an upsampler: give it the images to enlarge as low_res, such as RealLowRes of a data set")
-    require_guide(sampling, model.experiment, model.checkpoint_uri)
+    require_guide(sampling, model.members)
     sampling = with_learned_steps(sampling, model)
     process = make_sampling_process(model.experiment.diffusion, sampling, x_0_errors_for(sampling, model))
     sampler = make_sampler(sampling)
@@ -133,17 +133,23 @@ def with_evaluations(sampling: SamplingConfig, evaluations: int | None) -> Sampl
     return dataclasses.replace(sampling, spacing=str(max(1, evaluations // sampling.evaluations_per_step)))
 
 
-def require_guide(sampling: SamplingConfig, experiment: Experiment, checkpoint_uri: str) -> None:
-    """Refuse guidance by a checkpoint that is not an earlier one of the run, or by the model itself if it was trained with every label."""
+def require_guide(sampling: SamplingConfig, members: Mapping[str, Experiment]) -> None:
+    """Refuse guidance by a checkpoint that is not an earlier one of the run, or by the model itself if it was trained with every label.
+
+    `members` are as in `TrainedModel`. Each member of an ensemble has to know images without a label, as it is asked for them at its
+    timesteps; an earlier checkpoint guides at all timesteps, and is one of the middle member's run.
+    """
     if sampling.guidance_scale == 1.0:
         return
     if not sampling.guidance_step:
-        if not experiment.model.label_dropout:
-            raise UserError(
-                f"{checkpoint_uri} was trained with every label and cannot guide itself; train one with model.label_dropout=0.1, or "
-                "give the guidance_step of an earlier checkpoint"
-            )
+        for uri, experiment in members.items():
+            if not experiment.model.label_dropout:
+                raise UserError(
+                    f"{uri} was trained with every label and cannot guide itself; train one with model.label_dropout=0.1, or "
+                    "give the guidance_step of an earlier checkpoint"
+                )
         return
+    checkpoint_uri = next(iter(members))
     run_uri, own = run_uri_of(checkpoint_uri), checkpoint.step_of(checkpoint_uri)
     earlier = [step for step in storage.retry(lambda: checkpoint.steps(run_uri)) if step < own]
     if sampling.guidance_step not in earlier:

@@ -170,6 +170,10 @@ def _draw(model: TrainedModel, timesteps: Sequence[int], indices: Tensor, seed: 
 
 
 def file_of_model(model: TrainedModel, directory: str, ending: str) -> str:
-    """Return a file beside the checkpoints of a model. A model that is trained again, or whose address changes, has another."""
-    key = hashlib.sha256(f"{checkpoint_digest(model.checkpoint_uri)} {model.description}".encode()).hexdigest()[:12]
+    """Return a file beside the checkpoints of a model. A model that is trained again, or whose address changes, has another.
+
+    So has an ensemble with a member that is trained again.
+    """
+    digests = " ".join(checkpoint_digest(uri) for uri in model.members)
+    key = hashlib.sha256(f"{digests} {model.description}".encode()).hexdigest()[:12]
     return storage.join(run_uri_of(model.checkpoint_uri), directory, f"step={model.step:08d}-{key}{ending}.json")

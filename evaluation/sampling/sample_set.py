@@ -107,7 +107,7 @@ def plan_samples(
     if upsampler and labels != "balanced":
         raise UserError(f"{model.description} is an upsampler: its labels are those of the small images; leave the labels out")
     labels_for(torch.arange(1), model.num_classes, labels, seed=seed, class_counts=class_counts)
-    require_guide(sampling, model.experiment, model.checkpoint_uri)
+    require_guide(sampling, model.members)
     sampling = with_learned_steps(sampling, model)
     estimate = estimate_digest(sampling, model)  # an estimate that is missing is made here, not by each worker
     return SamplePlan(

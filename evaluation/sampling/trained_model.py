@@ -22,11 +22,12 @@ from training.shapes import Float32, Int64
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedModel:
-    """A network that is ready to be evaluated. For an ensemble, all but `network` and `description` are its middle member's.
+    """A network that is ready to be evaluated. For an ensemble, all but `network`, `description` and `ends` are its middle member's.
 
     Attributes:
         weights: "ema_0.9999" and the like, or "model".
         description: One line that names it fully, for protocol cards.
+        ends: The other member of an ensemble; None for a single model.
     """
 
     network: Model
@@ -36,6 +37,12 @@ class TrainedModel:
     step: int
     description: str
     device: torch.device
+    ends: TrainedModel | None = None
+
+    @property
+    def members(self) -> dict[str, Experiment]:
+        """Checkpoint and experiment of each member of an ensemble, the middle one first; of a single model, its own."""
+        return {model.checkpoint_uri: model.experiment for model in (self, self.ends) if model is not None}
 
     @property
     def num_classes(self) -> int:
@@ -97,7 +104,12 @@ class ModelSpec:
 
     def digests(self) -> tuple[str, ...]:
         """Return the digest of each checkpoint. A run that is trained again writes other weights to the same address."""
-        return tuple(checkpoint_digest(uri) for uri in (self.checkpoint_uri, self.ends_checkpoint_uri) if uri)
+        return tuple(checkpoint_digest(uri) for uri in self.checkpoint_uris)
+
+    @property
+    def checkpoint_uris(self) -> tuple[str, ...]:
+        """Address of the checkpoint; for an ensemble those of both members, the middle one first."""
+        return tuple(uri for uri in (self.checkpoint_uri, self.ends_checkpoint_uri) if uri)
 
 
 def checkpoint_digest(checkpoint_uri: str) -> str:
@@ -142,12 +154,16 @@ def ensemble(ends: TrainedModel, middle: TrainedModel, *, width: int = 100) -> T
     Source: supplement section 4.
 
     Raises:
-        UserError: The two differ in their process, images or labels, or the width does not fit into the process.
+        UserError: The two differ in their process, images, labels or the images that they enlarge, or the width does not fit into the
+            process.
     """
     diffusion = require_same_process([middle.experiment.diffusion, ends.experiment.diffusion])
-    images = [(model.image_shape, model.num_classes) for model in (middle, ends)]
+    images = [(model.image_shape, model.num_classes, model.low_res_size) for model in (middle, ends)]
     if images[0] != images[1]:
-        words = " and ".join(f"{shape} with {classes} labels" for shape, classes in images)
+        words = " and ".join(
+            f"{shape} with {classes} labels" + (f", enlarged from {size} x {size} pixels" if size else "")
+            for shape, classes, size in images
+        )
         raise UserError(f"models of one ensemble must make the same images; these make {words}: give two models of one data set")
     return TrainedModel(
         network=ends_and_middle(ends.network, middle.network, diffusion, width=width),
@@ -157,4 +173,5 @@ def ensemble(ends: TrainedModel, middle: TrainedModel, *, width: int = 100) -> T
         step=middle.step,
         description=f"{middle.description}, and for the first and last {width} of {diffusion.num_timesteps} timesteps {ends.description}",
         device=middle.device,
+        ends=ends,
     )

@@ -3,6 +3,9 @@
 Both may be the field's npz files: the ADM evaluator's sample batches (`arr_0`) and reference batches (`mu`, `sigma`,
 `mu_s`, `sigma_s`, `arr_0`), EDM's and pytorch-fid's statistics, or ours. For a file that does not record the network and
 the images of its statistics, the given extractor is assumed, and the result says so.
+
+A file may be sorted by class. So each of its images has a position in a random order of a fixed seed (`npz.stream_with_positions`): the
+jackknife leaves out images of neighbouring positions, and metrics that compare single images take those of the first positions.
 """
 
 from __future__ import annotations
@@ -11,8 +14,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from evaluation.distances.frechet import frechet_distance
 from evaluation.distances.metrics import need_real_images, parse_metrics, require_count, require_extractor
@@ -141,11 +142,9 @@ def _score_images(
             f"{reference.uri} has no spatial statistics (mu_s, sigma_s), which the sFID needs; give a file that has them, or images"
         )
     scorer = SampleScorer(network, num_images, metrics)
-    first = 0
-    for images in npz.stream_images(uri, BATCH_SIZE):
-        scorer.update(torch.arange(first, first + len(images)), images)
-        first += len(images)
-    real = npz.stream_images(reference.images_uri, BATCH_SIZE) if need_real_images(metrics) else None
+    for positions, images in npz.stream_with_positions(uri, BATCH_SIZE):
+        scorer.update(positions, images)
+    real = npz.stream_with_positions(reference.images_uri, BATCH_SIZE) if need_real_images(metrics) else None
     found = scorer.scores(reference, real)
     return {"distance": found.distance, "standard_error": found.standard_error, "metrics": found.metrics}
 
@@ -196,7 +195,7 @@ def as_study(found: BatchScore) -> Study:
             ("Samples", f"{count}, {card['samples']}"),
             ("Reference", f"{card['reference_file']}: {found.reference}"),
             features_row(card),
-            ("Standard error", "delete-a-group jackknife over ten blocks of samples; none for statistics without images"),
+            ("Standard error", "delete-a-group jackknife over ten random blocks of samples; none for statistics without images"),
             versions_row(card),
             ("Device", card["device"]),
         ],

@@ -83,14 +83,14 @@ def guided_samplers(
     """
     if not scales or min(scales) < 0:
         raise UserError(f"guidance scales are numbers of 0 or more, such as 1,1.5,2,3; got {list(scales)}")
-    experiment = checkpoint.load_experiment(spec.checkpoint_uri)
-    base = sampling or experiment.evaluation.sampling
+    members = {uri: checkpoint.load_experiment(uri) for uri in spec.checkpoint_uris}
+    base = sampling or members[spec.checkpoint_uri].evaluation.sampling
     samplers = [
         dataclasses.replace(base, guidance_scale=scale, guidance_step=guidance_step if scale != 1 else 0)
         for scale in sorted({float(scale) for scale in scales})
     ]
     for each in samplers:
-        require_guide(each, experiment, spec.checkpoint_uri)
+        require_guide(each, members)
     return samplers
 
 

@@ -51,6 +51,18 @@ def curve(record: TrialRecord | None, measure: str, kind: str = "") -> dict[int,
     }
 
 
+def full_likelihood_steps(record: TrialRecord) -> int | None:
+    """Return T, if the likelihood of a chain of all T steps was measured; None otherwise.
+
+    Both spacings are the same there, and only "strided" is stored (`trials.measures.likelihood_by_steps`).
+    """
+    counts = {
+        spacing: {int(point["num_steps"]) for point in points_of(record, "likelihood-steps") if point["spacing"] == spacing}
+        for spacing in ("strided", "with-small-t")
+    }
+    return max(counts["strided"] - counts["with-small-t"], default=None)
+
+
 def distances_by_weights(record: TrialRecord) -> dict[str, Estimate]:
     """Return name of the weights -> distance, for the trained weights ("model") and each of their averages, as far as it is finite."""
     return {point["weights"]: _estimate(point, "distance") for point in points_of(record, "raw-weights") if point["distance"] is not None}

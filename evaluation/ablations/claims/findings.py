@@ -16,9 +16,11 @@ from evaluation.ablations.claims.estimates import (
     distance_name,
     distances_by_weights,
     find,
+    full_likelihood_steps,
     mean,
     score_curve,
 )
+from evaluation.ablations.trials.joint import ENDS_SHARE
 from evaluation.ablations.trials.measures import paired_correlation, read_images
 from evaluation.ablations.trials.record import TrialRecord, split_by_seed
 
@@ -160,14 +162,15 @@ def _likelihood_steps(records: Records) -> Claims:
         strided, repaired = (curve(record, "likelihood-steps", spacing) for spacing in ("strided", "with-small-t"))
         if not repaired or not strided:
             continue
-        few, full = min(repaired), max(strided)
+        few, most = min(repaired), max(strided)
+        most_name = f"all {most:,} steps" if most == full_likelihood_steps(record) else f"{most:,} strided steps"
         # Both curves are on the same images and noise: the spread over images is no error of their difference.
         yield claim(
             f"Adding every t from 1 to T/K repairs the likelihood of {few} strided steps ({record.role}).",
             "supplement section 5, figure 5",
             ("with them", (repaired[few][0], 0.0)),
             ("strided alone", (strided[few][0], 0.0)),
-            f"{_BITS} (all {full:,} steps: {strided[full][0]:.4g})",
+            f"{_BITS} ({most_name}: {strided[most][0]:.4g})",
         )
 
 
@@ -178,7 +181,7 @@ def _vlb_ratio(records: Records) -> Claims:
     ratio = bound_ratio(hybrid, vlb)
     if ratio is None:
         return
-    width = max(1, len(ratio) // 40)
+    width = max(1, len(ratio) // ENDS_SHARE)
     for text, part_name, part, vlb_is_better in (
         ("theta_vlb is better at the start of the diffusion process.", f"the first {width} timesteps", ratio[:width], True),
         ("theta_hybrid is better throughout the middle.", "the timesteps between", ratio[width:-width], False),

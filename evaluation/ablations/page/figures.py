@@ -10,7 +10,16 @@ from typing import Any
 
 from matplotlib import rc_context
 
-from evaluation.ablations.claims.estimates import Estimate, bits, bound_ratio, curve, distance_name, find, score_curve
+from evaluation.ablations.claims.estimates import (
+    Estimate,
+    bits,
+    bound_ratio,
+    curve,
+    distance_name,
+    find,
+    full_likelihood_steps,
+    score_curve,
+)
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.page.table import COLUMN_TITLES, TableRow, format_cell
 from evaluation.ablations.trials.joint import ENDS_SHARE
@@ -175,11 +184,9 @@ def _likelihood_steps(records: Records) -> Drawings:
 
 
 def bits_by_steps(record: TrialRecord, spacing: str) -> dict[int, Estimate]:
-    """Return the bits/dim of a spacing by number of steps. The last point has all T steps, which both spacings share."""
-    strided = curve(record, "likelihood-steps", "strided")
-    if spacing == "strided" or not strided:
-        return strided
-    return {**curve(record, "likelihood-steps", spacing), max(strided): strided[max(strided)]}
+    """Return the bits/dim of a spacing by number of steps. Both spacings share the point of all T steps, if it was measured."""
+    points, full = curve(record, "likelihood-steps", spacing), full_likelihood_steps(record)
+    return points | {steps: value for steps, value in curve(record, "likelihood-steps", "strided").items() if steps == full}
 
 
 def _vlb_ratio(records: Records) -> Drawings:

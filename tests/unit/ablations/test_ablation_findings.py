@@ -127,6 +127,23 @@ def test_small_timesteps_that_repair_a_strided_likelihood_confirm_the_claim(repa
     assert "all 400 steps: 4" in finding.evidence
 
 
+def test_the_evidence_says_all_steps_only_of_a_chain_of_all_steps() -> None:
+    points = [
+        {"spacing": spacing, "num_steps": k, "bits_per_dim": bits}
+        for k, strided, repaired in ((50, 5.9, 4.2), (1000, 4.3, 3.75))
+        for spacing, bits in (("strided", strided), ("with-small-t", repaired))
+    ]
+    (finding,) = findings("likelihood-steps", [_record(role="hybrid", measures={"likelihood-steps": {"points": points}})])
+    assert "(1,000 strided steps: 4.3)" in finding.evidence
+
+
+def test_the_ends_of_the_ratio_are_those_of_the_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluation.ablations.claims.findings.ENDS_SHARE", 10)
+    bound = {"bound": {"per_t": [1.0] * 40, "timesteps": list(range(40))}}
+    found = findings("vlb-ratio", [_record(role=role, measures=bound) for role in ("hybrid", "vlb")])
+    assert found[0].evidence.startswith("Over the first 4 timesteps ")
+
+
 def test_the_ratio_of_bounds_is_judged_at_both_ends_and_in_the_middle() -> None:
     hybrid = {"bound": {"per_t": [2.0] + [0.5] * 38 + [0.5], "timesteps": list(range(40))}}
     vlb = {"bound": {"per_t": [1.0] * 40, "timesteps": list(range(40))}}

@@ -354,6 +354,19 @@ def test_both_likelihood_curves_end_at_the_full_number_of_steps() -> None:
     assert sorted(bits_by_steps(record, "with-small-t")) == sorted(bits_by_steps(record, "strided")) == [5.0, 40.0]
 
 
+def test_a_measured_point_of_the_repaired_likelihood_stays_where_the_full_number_of_steps_was_not_measured() -> None:
+    """T = 2,000 is not among the paper's counts: the most steps are 1,000, and both spacings have a point there."""
+    bits = {"strided": {50: 5.9, 1000: 4.3}, "with-small-t": {50: 4.2, 1000: 3.75}}
+    points = [
+        {"spacing": spacing, "num_steps": k, "bits_per_dim": value} for spacing, values in bits.items() for k, value in values.items()
+    ]
+    record = TrialRecord(label="x", measures={"likelihood-steps": {"points": points}})
+    assert bits_by_steps(record, "with-small-t") == {50: (4.2, 0.0), 1000: (3.75, 0.0)}
+    assert bits_by_steps(record, "strided") == {50: (5.9, 0.0), 1000: (4.3, 0.0)}
+    points[-1]["bits_per_dim"] = None
+    assert bits_by_steps(record, "with-small-t") == {50: (4.2, 0.0)}, "a number that is not finite is no shared point either"
+
+
 def test_a_label_becomes_a_file_name() -> None:
     assert slug("stop_gradient=true vlb_weight=0.001") == "stop-gradient-true-vlb-weight-0.001"
 

@@ -1,7 +1,7 @@
 """A prepared data set of digits, its reference statistics, and a run with two checkpoints of a network that makes some images."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +68,17 @@ def write_run(run_uri: str, experiment: Experiment, steps: tuple[int, ...] = (10
 def kept_run_uri(tmp_path_factory: pytest.TempPathFactory, experiment: Experiment) -> str:
     """A run that tests only read."""
     return write_run(str(tmp_path_factory.mktemp("run")), experiment)
+
+
+@pytest.fixture
+def write_checkpoint(tmp_path: Path) -> Callable[[str, Experiment], str]:
+    """A function that writes a run of that name in place of an earlier one, and returns its only checkpoint."""
+
+    def write(name: str, experiment: Experiment) -> str:
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+        return checkpoint.checkpoint_uri(write_run(str(tmp_path / name), experiment, (100,)), 100)
+
+    return write
 
 
 @pytest.fixture

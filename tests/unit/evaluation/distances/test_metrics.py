@@ -1,6 +1,7 @@
 """Metrics besides the Frechet distance against their formulas, in which order they put models, and what they may be named."""
 
 import math
+from collections.abc import Iterator
 from typing import get_args
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from evaluation.distances import metrics
-from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, Moments, frechet_distance
+from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, Moments, frechet_distance, leave_one_out_distances
 from evaluation.distances.frechet_infinity import frechet_infinity
 from evaluation.distances.gaussian_mmd import gaussian_mmd
 from evaluation.distances.metric_value import MetricValue, share_of_images
@@ -21,6 +22,7 @@ from evaluation.distances.metrics import (
     MetricInputs,
     MetricReference,
     compute_metrics,
+    extract_features,
     inception_score,
     kernel_distance,
     kernel_distance_of_parts,
@@ -34,7 +36,7 @@ from evaluation.distances.reference_statistics import ReferenceStatistics
 from evaluation.distances.sample_scorer import SampleScorer
 from evaluation.distances.sliced_wasserstein import random_directions, sliced_wasserstein
 from evaluation.features.extractors import DigitsExtractor, ExtractorId, extractor_id
-from evaluation.records.intervals import SPLITS, balanced_halves, jackknife_error, student_factor
+from evaluation.records.intervals import SPLITS, balanced_halves, jackknife_bias, jackknife_error, student_factor
 from training.config.errors import UserError
 from training.config.experiment import MetricName
 
@@ -252,6 +254,26 @@ def test_the_distance_at_infinity_is_the_true_one_within_its_error() -> None:
         frechet_infinity(reference, BlockedMoments(dim, 79))
 
 
+def test_with_few_images_for_each_feature_the_distance_at_infinity_is_too_small_and_says_so() -> None:
+    dim, num, draws = 64, 640, 8
+    reference = FeatureStatistics(mean=torch.zeros(dim).double(), covariance=torch.eye(dim).double())
+    truth, found, without_bias = dim * (1.1 - 1) ** 2, [], []
+    for seed in range(draws):
+        blocks = BlockedMoments(dim, num)
+        blocks.update(torch.arange(num), 1.1 * _features(num, dim, seed))
+        found.append(frechet_infinity(reference, blocks))
+        plain = frechet_distance(reference, blocks.total())
+        without_bias.append(plain - jackknife_bias(plain, leave_one_out_distances(reference, blocks)))
+    values = torch.tensor([item.value for item in found])
+    error = float(values.std()) / math.sqrt(draws)
+    assert float(values.mean()) < truth - 4 * error
+    # Four errors of the mean difference, which is 0.28 here.
+    nearer = (values - truth).abs() - (torch.tensor(without_bias) - truth).abs()
+    assert float(nearer.mean()) > 4 * float(nearer.std()) / math.sqrt(draws)
+    for item in found:
+        assert "too small with few for each feature (here 2.0 at least), where the distance without its bias is better" in item.note
+
+
 @pytest.mark.slow
 def test_every_metric_puts_real_digits_before_blurred_ones_and_before_one_digit_repeated() -> None:
     images, labels = train_digit_classifier.digits("train")
@@ -268,7 +290,8 @@ def test_every_metric_puts_real_digits_before_blurred_ones_and_before_one_digit_
         scorer = SampleScorer(extractor, len(samples), names)
         for first in range(0, len(samples), 250):  # one pass
             scorer.update(torch.arange(first, min(first + 250, len(samples))), samples[first : first + 250])
-        found.append({name: item["value"] for name, item in scorer.scores(real, [reference]).metrics.items()})
+        numbered = [(torch.arange(len(reference)), reference)]
+        found.append({name: item["value"] for name, item in scorer.scores(real, numbered).metrics.items()})
     best, blur, one_digit = found
     assert len(best) == 8
     for name in ("kernel_distance", "gaussian_mmd", "sliced_wasserstein", "fd_infinity"):
@@ -283,8 +306,45 @@ def test_features_of_ten_thousand_samples_are_stored_and_no_more(monkeypatch: py
     monkeypatch.setattr(metrics, "MAX_FEATURES", 50)
     inputs = MetricInputs(parse_metrics(["kid", "mind", "density_coverage"]))
     for seed in range(3):
-        inputs.update(torch.arange(30), {"features": _features(30, 4, seed)}, None)
+        inputs.update(torch.arange(30) + 30 * seed, {"features": _features(30, 4, seed)}, None)
     assert inputs.features.shape == (50, 4)
+
+
+class Pixels:
+    """An extractor whose features are the pixels of an image."""
+
+    name, dim, sha256, provides = "pixels", 4, "0" * 64, ("features",)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1).float()
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        return {"features": self(images)}
+
+
+def test_the_stored_features_are_those_of_the_first_indices_whatever_order_images_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MAX_FEATURES", 50)
+    images = torch.arange(4 * 90, dtype=torch.int16).view(90, 1, 2, 2)
+    first = images[:50].flatten(1).float()
+    for order in (torch.arange(90), torch.randperm(90, generator=torch.Generator().manual_seed(0))):
+        inputs, batches = MetricInputs(parse_metrics(["kid"])), [(some, images[some]) for some in order.split(20)]
+        for some, batch in batches:
+            inputs.update(some, Pixels().outputs(batch), None)
+        assert torch.equal(inputs.features, first)
+        assert torch.equal(extract_features(batches, Pixels()), first)
+
+
+def test_real_images_beyond_those_whose_features_are_stored_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MAX_FEATURES", 50)
+    read: list[int] = []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for some in torch.arange(90).split(20):
+            read.append(int(some[0]))
+            yield some, torch.zeros(len(some), 1, 2, 2, dtype=torch.uint8)
+
+    assert len(extract_features(batches(), Pixels())) == 50
+    assert read == [0, 20, 40]
 
 
 @pytest.mark.parametrize("extractor", ["inception", "clip-vit-l-14-336px", "digits-classifier"])

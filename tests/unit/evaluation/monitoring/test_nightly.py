@@ -37,6 +37,20 @@ def test_a_healthy_night_is_said_with_its_distance_from_the_baseline() -> None:
     assert judgement.text.startswith("3.05 against 3 (mean of 5 healthy scores), +0.5 standard deviations; the sums are 0 (worse)")
 
 
+@pytest.mark.parametrize("error", [None, 0.0])
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        (3.0, "3 against 3 (mean of 10 healthy scores); the sums are 0 (worse)"),
+        (3.5, "3.5 against 3 (mean of 10 healthy scores); worse by 0.5, since 2026-01-11 (1 night); a jump"),
+        (2.5, "2.5 against 3 (mean of 10 healthy scores); better by 0.5, since 2026-01-11 (1 night); a jump"),
+    ],
+)
+def test_a_baseline_of_equal_scores_has_no_errors_to_compare_with(error: float | None, last: float, said: str) -> None:
+    history = history_of([*[3.0] * 10, last], standard_error=error, rule=Rule(baseline_nights=10))
+    assert judge(history).text.startswith(said)
+
+
 @pytest.mark.parametrize(
     ("scores", "said"), [([3.0], "no change can be detected yet"), (HEALTHY[:3], "so far only a jump of more than 0.551 can be detected")]
 )

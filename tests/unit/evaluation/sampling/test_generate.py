@@ -117,6 +117,11 @@ def test_an_ensemble_uses_both_models(kept_run_uri: str, model: TrainedModel) ->
 def test_an_ensemble_of_incompatible_models_is_refused(model: TrainedModel) -> None:
     with pytest.raises(UserError, match="do not fit into 40"):
         ensemble(model, model, width=21)
+    upsampler = dataclasses.replace(model, experiment=model.experiment.override(["model.low_res_size=4"]))
+    with pytest.raises(
+        UserError, match=r"with 10 labels and .* with 10 labels, enlarged from 4 x 4 pixels: give two models of one data set"
+    ):
+        ensemble(upsampler, model, width=10)
 
 
 def _conditional(model: TrainedModel) -> TrainedModel:
@@ -140,6 +145,21 @@ def test_guidance_leads_from_the_images_without_label_past_those_with_it(model: 
 
     assert difference(0.0) == 0.0
     assert 0.0 < difference(1.0) < difference(2.0)
+
+
+@pytest.mark.parametrize("without", ["middle", "ends"])
+def test_each_member_of_an_ensemble_has_to_know_images_without_a_label(model: TrainedModel, without: str) -> None:
+    with_it, uri = _conditional(model), f"{model.checkpoint_uri}-{without}"
+    never = dataclasses.replace(model, checkpoint_uri=uri)
+    both = ensemble(never, with_it, width=10) if without == "ends" else ensemble(with_it, never, width=10)
+    _images(both, 1)
+    with pytest.raises(UserError, match=rf"{uri} was trained with every label and cannot guide itself"):
+        _images(both, 1, SamplingConfig(method="ddim", spacing="5", guidance_scale=2.0))
+
+
+def test_an_earlier_checkpoint_of_the_middle_guides_an_ensemble_of_models_that_saw_every_label(model: TrainedModel) -> None:
+    guided = SamplingConfig(method="ddim", spacing="5", guidance_scale=2.0, guidance_step=100)
+    assert torch.equal(_images(ensemble(model, model, width=10), 2, guided), _images(model, 2, guided))
 
 
 def test_an_earlier_checkpoint_guides(model: TrainedModel, kept_run_uri: str) -> None:

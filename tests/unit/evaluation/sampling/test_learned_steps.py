@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,11 @@ from evaluation.sampling import learned_steps
 from evaluation.sampling.draw import DrawRequest, draw_images
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.learned_steps import cheapest_path, file_of_model, learn_steps, step_errors, with_learned_steps
-from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_model
+from evaluation.sampling.trained_model import ModelSpec, TrainedModel, checkpoint_digest, load_model
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.config.experiment import SamplingConfig
+from training.config.experiment import Experiment, SamplingConfig
 from training.diffusion.process import make_process
 
 
@@ -93,6 +95,28 @@ def test_other_steps_give_other_images_of_an_ablation_under_another_address(mode
     uri = file_of_model(model, learned_steps.DIRECTORY, "-3")
     storage.write_json(uri, {**storage.read_json(uri), "timesteps": [1, 2, model.experiment.diffusion.num_timesteps - 1]})
     assert sample_images(trial, sampling, 2) != first
+
+
+def test_the_file_of_a_single_model_has_the_name_of_earlier_versions(model: TrainedModel, run_uri: str) -> None:
+    """Files that are stored already are found."""
+    named = dataclasses.replace(model, description="a model")
+    digest = checkpoint_digest(model.checkpoint_uri)
+    key = hashlib.sha256(f"{digest} a model".encode()).hexdigest()[:12]
+    assert file_of_model(named, "learned_steps", "-4") == f"{run_uri}/learned_steps/step=00000200-{key}-4.json"
+
+
+@pytest.mark.parametrize("again", ["middle", "ends"])
+def test_an_ensemble_with_a_member_that_is_trained_again_has_another_file(
+    experiment: Experiment, write_checkpoint: Callable[[str, Experiment], str], again: str
+) -> None:
+    """The other weights have the address and the description of the first ones."""
+    uris = {name: write_checkpoint(name, experiment) for name in ("middle", "ends")}
+    spec = ModelSpec(checkpoint_uri=uris["middle"], ends_checkpoint_uri=uris["ends"], ends_width=10)
+    before = file_of_model(spec.load(), "learned_steps", "-4")
+    assert file_of_model(spec.load(), "learned_steps", "-4") == before
+    write_checkpoint(again, experiment.override(["seed=5"]))
+    assert file_of_model(spec.load(), "learned_steps", "-4") != before
+    assert file_of_model(spec.load(), "reverse_variance", "") != before
 
 
 def test_an_upsampler_has_no_learned_steps(model: TrainedModel) -> None:

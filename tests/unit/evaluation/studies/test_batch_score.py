@@ -1,6 +1,7 @@
 """Batch scores of files in the field's formats: sFID, precision and recall against a small copy of ADM's reference batches."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from evaluation.distances import metrics
 from evaluation.distances.frechet import FeatureStatistics, Moments, frechet_distance
 from evaluation.distances.metrics import kernel_distance
 from evaluation.distances.reference_statistics import (
@@ -78,6 +80,47 @@ def test_a_sample_batch_is_scored_against_a_reference_batch(samples: str, adm_re
     expected = kernel_distance(extractor(_digits(digits_uri, "test", 200)), extractor(_digits(digits_uri, "train", 300)))
     assert found.metrics["kernel_distance"]["value"] == pytest.approx(expected.value, abs=2 * (expected.standard_error or 0))
     assert "does not record the images" in found.reference
+
+
+@pytest.mark.parametrize("by_class", ["samples", "reference"])
+def test_a_file_that_is_sorted_by_class_is_scored_as_a_shuffled_one(
+    by_class: str, digits_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metrics that compare single images take a quarter of each file, and the jackknife leaves out tenths of the samples."""
+    monkeypatch.setattr(metrics, "MAX_FEATURES", 160)
+    _, images, labels = next(iter(iterate(f"{digits_uri}/train", 1280)))
+    assert labels is not None
+    halves = {"samples": slice(0, 640), "reference": slice(640, 1280)}
+    found = {}
+    for order in ("shuffled", "sorted"):
+        for name, half in halves.items():
+            rows = labels[half].argsort(stable=True) if (order, name) == ("sorted", by_class) else torch.arange(640)
+            npz.write_images(str(tmp_path / f"{name}.npz"), images[half][rows], labels[half][rows])
+        uris = (str(tmp_path / f"{name}.npz") for name in halves)
+        found[order] = score_batch(*uris, extractor="digits-classifier", metrics=("precision_recall", "kid"))
+    mixed, by_label = found["shuffled"], found["sorted"]
+    # The same images: only sums of float64 are in another order, but the features that are summed are float32.
+    assert by_label.distance == pytest.approx(mixed.distance, rel=1e-4)
+    # An error by ten blocks is wrong by 1 / sqrt(2 x 9) = 24%, the ratio of two by 33%: three times as large is more than three of these.
+    assert by_label.standard_error is not None
+    assert mixed.standard_error is not None
+    assert 1 / 3 < by_label.standard_error / mixed.standard_error < 3
+    for name in ("precision", "recall", "kernel_distance"):
+        one, other = by_label.metrics[name], mixed.metrics[name]
+        # Both draws of samples have an error, and the draws of real images one of about that size: four times the root of all squares.
+        assert abs(one["value"] - other["value"]) < 4 * math.hypot(one["standard_error"], other["standard_error"]) * math.sqrt(2)
+
+
+def test_the_positions_of_a_files_images_are_a_fixed_random_order_of_all(samples: str) -> None:
+    parts = list(npz.stream_with_positions(samples, 64))
+    positions = torch.cat([some for some, _ in parts])
+    assert torch.equal(positions.sort().values, torch.arange(200))
+    assert torch.equal(torch.cat([images for _, images in parts]), npz.read_images(samples)[0]), "images stay in the file's order"
+    assert torch.equal(positions, torch.cat([some for some, _ in npz.stream_with_positions(samples, 7)]))
+    # Another order would change the numbers of every file.
+    assert positions[:5].tolist() == [26, 160, 79, 45, 102]
+    # The correlation with the place has a standard deviation of 1 / sqrt(199) = 0.07: four of these.
+    assert abs(float(torch.corrcoef(torch.stack([positions, torch.arange(200)]).double())[0, 1])) < 0.28
 
 
 def test_images_without_statistics_can_be_the_reference(samples: str, digits_uri: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +13,7 @@ from evaluation.sampling.trained_model import ModelSpec
 from evaluation.studies.guidance import as_study, guided_samplers, sweep
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
+from training.config.experiment import Experiment
 
 OPTIONS = EvaluationOptions(num_samples=40)
 
@@ -53,6 +55,15 @@ def test_a_sweep_holds_the_model_alone_and_draws_the_trade_off(spec: ModelSpec, 
 def test_a_sweep_that_cannot_be_made_is_refused(spec: ModelSpec, scales: tuple[float, ...], step: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         guided_samplers(spec, scales, guidance_step=step)
+
+
+def test_a_sweep_of_an_ensemble_whose_ends_saw_every_label_is_refused(
+    experiment: Experiment, write_checkpoint: Callable[[str, Experiment], str]
+) -> None:
+    middle, ends = write_checkpoint("middle", experiment.override(["model.label_dropout=0.1"])), write_checkpoint("ends", experiment)
+    with pytest.raises(UserError, match=rf"{ends} was trained with every label and cannot guide itself"):
+        guided_samplers(ModelSpec(checkpoint_uri=middle, ends_checkpoint_uri=ends, ends_width=10), (2.0,))
+    assert len(guided_samplers(ModelSpec(checkpoint_uri=middle), (2.0,))) == 1
 
 
 def test_the_model_alone_needs_no_guide(spec: ModelSpec) -> None:
