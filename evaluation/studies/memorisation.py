@@ -27,6 +27,8 @@ from training.config.experiment import SamplingConfig
 from training.console import say
 from training.data.loading.row_groups import RowReader
 
+_READ_BATCH = 500
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
@@ -114,8 +116,13 @@ def study_memorisation(request: Request) -> MemorisationStudy:
 def _samples(request: Request, model: TrainedModel) -> tuple[Tensor, str]:
     """Return the samples, and their origin in words."""
     if request.samples_uri:
-        images = next(npz.stream_images(request.samples_uri, request.num_samples))
-        return images, f"the first {len(images):,} images of {request.samples_uri}"
+        kept: list[tuple[Tensor, Tensor]] = []
+        for positions, images in npz.stream_with_positions(request.samples_uri, _READ_BATCH):  # its first images may be of few classes
+            is_kept = positions < request.num_samples
+            kept.append((positions[is_kept], images[is_kept]))
+        order = torch.cat([positions for positions, _ in kept]).argsort()
+        found = torch.cat([images for _, images in kept])[order]
+        return found, f"{len(found):,} images of {request.samples_uri}, chosen at random by a fixed seed"
     if model.low_res_size is not None:
         raise UserError(
             f"{model.description} enlarges training images, so its samples are near them; enlarge other images "

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from evaluation.memorisation.nearest import Space, feature_space, nearest_images
 from evaluation.memorisation.search import KINDS, find_copies, make_copies
 from evaluation.records import npz
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.studies.memorisation import Request, as_study, study_memorisation
+from evaluation.studies.memorisation import Request, _samples, as_study, study_memorisation
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import SamplingConfig
@@ -148,6 +149,21 @@ def test_the_study_has_the_verdicts_and_the_pairs(
     assert first["samples"]["interval"][0] > 0.8
     assert second["space"] == "features of digits-classifier"
     assert study.points["copied_share/pixels", 0] == first["samples"]["share"]
+
+
+def test_the_samples_of_a_file_are_chosen_from_all_of_it(tmp_path: Path) -> None:
+    samples, by_value = str(tmp_path / "samples.npz"), torch.arange(200, dtype=torch.uint8)
+    npz.write_images(samples, by_value[:, None, None, None].expand(-1, 1, 8, 8), None)
+    model = ModelSpec(checkpoint_uri="unused")
+    request = Request(model=model, data_uri="unused", samples_uri=samples, num_samples=100, sampling=SamplingConfig())
+    found, origin = _samples(request, None)  # type: ignore[arg-type]  # the model of a file is not asked
+    values = found[:, 0, 0, 0]
+    assert len(values.unique()) == 100
+    # The mean of a random half has a standard deviation of 57.7 / 10 * (100 / 199) ** 0.5 = 4.1; that of the first half is 49.5.
+    assert abs(values.float().mean() - 99.5) < 5 * 4.1
+    assert origin == f"100 images of {samples}, chosen at random by a fixed seed"
+    everything, _ = _samples(replace(request, num_samples=1000), None)  # type: ignore[arg-type]
+    assert sorted(everything[:, 0, 0, 0].tolist()) == by_value.tolist()
 
 
 def test_an_evaluation_reports_the_share_of_copies_unless_it_is_turned_off(run_uri: str, digits_uri: str, reference_uri: str) -> None:
