@@ -265,6 +265,7 @@ class TrackedRun:
             self._client.log_batch(self._run_id, metrics=metrics)
         for point in lacking:
             sent[point.key][point.step] = point.milliseconds
+            self._refused.discard(point.key)
 
     def _send_replacement(self, values: Mapping[str, float], step: int, milliseconds: int) -> None:
         from mlflow.entities import Metric
