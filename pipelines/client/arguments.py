@@ -185,20 +185,10 @@ def _check(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
         raise ArgumentsError(f"--param {TRACKING}: is empty; give the name of MLflow's experiment, like iddpm")
 
 
-def local_arguments_of(
-    pipeline: CompiledPipeline,
-    *,
-    preset: str,
-    overrides: Sequence[str],
-    words: Sequence[str],
-    resources: Sequence[str] = (),
-    force_from: str = "",
-) -> dict[str, Any]:
-    """Return the arguments of a run on this machine: as `arguments_of`, and an image is refused, as the run would ignore it."""
-    arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
+def refuse_image(arguments: Mapping[str, Any]) -> None:
+    """Refuse an image for a run on this machine, which would ignore it."""
     if "image" in arguments:
         raise ArgumentsError(f"--param image={arguments['image']}: a run on this machine uses no image; leave it out")
-    return arguments
 
 
 def cluster_arguments_of(

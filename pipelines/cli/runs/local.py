@@ -27,26 +27,26 @@ def demo(
     force_from: str = options.FROM,
 ) -> None:
     """Train, evaluate and report a small model: of handwritten digits in a few minutes, of other images in less than an hour."""
-    from pipelines.client.arguments import compiled_pipeline, local_arguments_of
+    from pipelines.client.arguments import arguments_of, compiled_pipeline
     from pipelines.local.training import train_here
 
     pipeline, resources = compiled_pipeline("train"), ["train.num_workers=2"]
     if data == "digits":
-        arguments = local_arguments_of(
+        arguments = arguments_of(
             pipeline, preset="digits-hybrid-cosine", overrides=overrides, words=(), resources=resources, force_from=force_from
         )
         compare = ("demo --set diffusion.schedule=linear", "the same with the linear schedule; MLflow compares the two")
         ablation = ("run ablation", "lambda against the stop-gradient, table 1 of the paper, on the digits")
         train_here(arguments, name="demo", next_steps=[compare, ablation])
     elif data in ("fashion", "fashion-mnist"):
-        arguments = local_arguments_of(
+        arguments = arguments_of(
             pipeline, preset="fashion-mnist-hybrid-cosine", overrides=overrides, words=(), resources=resources, force_from=force_from
         )
         train_here(arguments, name="demo-fashion-mnist")
     else:
         file = _demo_experiment(data)
         words = [f"experiment_file={file}", *_own_images(data)]
-        arguments = local_arguments_of(pipeline, preset="", overrides=overrides, words=words, resources=resources, force_from=force_from)
+        arguments = arguments_of(pipeline, preset="", overrides=overrides, words=words, resources=resources, force_from=force_from)
         train_here(arguments, name=file.stem)
 
 
@@ -142,13 +142,14 @@ def train(
     Of images without a test split, every tenth is held out for bits/dim; --param data_options='{"num_test": N}' changes that.
     """
     from pipelines.cli.runs.experiment import add_experiment
-    from pipelines.client.arguments import compiled_pipeline, local_arguments_of
+    from pipelines.client.arguments import arguments_of, compiled_pipeline, refuse_image
     from pipelines.local.training import train_here
 
     pipeline = compiled_pipeline("train")
     preset, words = add_experiment(pipeline, experiment, preset="", words=parameters)
     words += _own_images(images, words=parameters) if images else []
-    arguments = local_arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
+    arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
+    refuse_image(arguments)
     train_here(arguments, name=Path(experiment).stem)
 
 
@@ -185,14 +186,15 @@ def run(
 ) -> None:
     """Run a pipeline on this machine, with the services of `iddpm up`."""
     from pipelines.cli.runs.experiment import add_experiment
-    from pipelines.client.arguments import compiled_pipeline, local_arguments_of
+    from pipelines.client.arguments import arguments_of, compiled_pipeline, refuse_image
     from pipelines.compile import load
     from pipelines.local.run import run_pipeline
     from pipelines.services import services
 
     compiled = compiled_pipeline(pipeline)
     preset, words = add_experiment(compiled, trained, preset=preset, words=parameters)
-    arguments = local_arguments_of(compiled, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
+    arguments = arguments_of(compiled, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
+    refuse_image(arguments)
     running = services.up()
     outputs = run_pipeline(load(pipeline), arguments, running)
     for name, value in outputs.items():
