@@ -21,7 +21,8 @@ from training.tracking.references import Records
 
 State = Literal["live", "referenced", "unknown", "garbage"]
 
-_ADDRESS = re.compile(r"(?:runs|ablations|tunings|pipelines)/[^\s\"'`,;()<>\\\]]+")
+# A look ahead: each match may lie in another, as in "s3://ml-pipelines/runs/KEY", where the storage root's own address looks like one.
+_ADDRESS = re.compile(r"(?=((?:runs|ablations|tunings|pipelines)/[^\s\"'`,;()<>\\\]]+))")
 _DIRECTORY = re.compile(r"((?:runs|ablations|tunings|pipelines)/[^/]+)/(.+)")
 _CHECKPOINT = re.compile(r"((?:rebuilt/[^/]+/)?checkpoints/step=\d{8})/[^/]+$")
 _INTERMEDIATE = re.compile(rf"((?:{EVALUATIONS}/work|{SAMPLES}/images)-[^/]+)/")

@@ -266,8 +266,13 @@ def _owner(path: str) -> str:
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """A finished run with three checkpoints of which the first was chosen, last written to 40 days ago."""
-    world = World(tmp_path, now=START - 40 * DAY)
+    """A storage root with one run; see `_world_of_one_run`."""
+    return _world_of_one_run(tmp_path)
+
+
+def _world_of_one_run(root: Path) -> World:
+    """Return a finished run with three checkpoints of which the first was chosen, last written to 40 days ago."""
+    world = World(root, now=START - 40 * DAY)
     for step in STEPS:
         world.add_checkpoint("runs/a", step)
     world.write("runs/a/experiment.json", EXPERIMENT)
@@ -290,6 +295,15 @@ def test_the_best_and_the_last_checkpoint_stay_and_the_others_go(world: World) -
 
 def test_a_registered_checkpoint_stays(world: World) -> None:
     world.registered = [world.checkpoint("runs/a", 20)]
+    assert _look_and_delete(world) == []
+
+
+@pytest.mark.parametrize("root", ["ml-pipelines", "training-runs/iddpm", "runs/tunings/ablations"])
+def test_a_registered_checkpoint_stays_below_a_root_whose_own_address_looks_like_that_of_a_run(tmp_path: Path, root: str) -> None:
+    world = _world_of_one_run(tmp_path / root)
+    world.registered = [world.checkpoint("runs/a", 10), world.checkpoint("runs/a", 20)]
+    assert _look_and_delete(world) == []
+    world.status["runs/a"] = "deleted"
     assert _look_and_delete(world) == []
 
 
