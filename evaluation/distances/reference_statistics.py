@@ -224,31 +224,31 @@ def load_reference(uri: str) -> ReferenceStatistics:
         UserError: The file is no npz with statistics.
         StorageError: It can't be read.
     """
-    with npz.open_npz(uri) as file:
-        images_uri = uri if "arr_0" in file.files else str(file["images_uri"]) if "images_uri" in file.files else ""
-        # An ADM batch may contain gigabytes of images, which are read only when they are needed.
-        arrays = {name: file[name] for name in file.files if name not in ("arr_0", "arr_1")}
-    features = statistics_from_arrays(arrays, uri)
-    if "factor" in arrays:
-        features = dataclasses.replace(features, stored_factor=torch.from_numpy(arrays["factor"]))
-    provenance = None
-    if "provenance" in arrays:
-        try:
-            provenance = Provenance.from_dict(json.loads(str(arrays["provenance"])))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{uri}: its provenance can't be read ({error}); compute it again") from error
-    spatial = statistics_from_arrays(arrays, uri, "_s") if "mu_s" in arrays else None
+    with npz.open_npz(uri) as file:  # which reads an array when it is indexed: a batch may contain gigabytes of images
+        features = statistics_from_arrays(file, uri)
+        spatial = statistics_from_arrays(file, uri, "_s") if "mu_s" in file else None
+        if "factor" in file:
+            features = dataclasses.replace(features, stored_factor=torch.from_numpy(file["factor"]))
+        provenance = None
+        if "provenance" in file:
+            try:
+                provenance = Provenance.from_dict(json.loads(str(file["provenance"])))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{uri}: its provenance can't be read ({error}); compute it again") from error
+        images_uri = uri if "arr_0" in file else str(file["images_uri"]) if "images_uri" in file else ""
     return ReferenceStatistics(features=features, spatial=spatial, provenance=provenance, uri=uri, images_uri=images_uri)
 
 
-def statistics_from_arrays(arrays: npz.Arrays, uri: str, suffix: str = "") -> FeatureStatistics:
+def statistics_from_arrays(arrays: Mapping[str, Any], uri: str, suffix: str = "") -> FeatureStatistics:
     """Return the mean and covariance in `mu` and `sigma`, with the suffix "_s" the spatial ones; refuse what is neither."""
     missing = [name for name in (f"mu{suffix}", f"sigma{suffix}") if name not in arrays]
     if missing:
         raise UserError(f"{uri} contains {', '.join(arrays) or 'nothing'}; statistics need {' and '.join(missing)}")
+    stored = [arrays[f"{name}{suffix}"] for name in ("mu", "sigma")]
+    count = arrays.get("num_images")
     try:
-        mean, covariance = (torch.from_numpy(arrays[f"{name}{suffix}"].astype(np.float64)) for name in ("mu", "sigma"))
-        num_images = int(arrays["num_images"]) if "num_images" in arrays else None
+        mean, covariance = (torch.from_numpy(array.astype(np.float64)) for array in stored)
+        num_images = None if count is None else int(count)
     except (TypeError, ValueError) as error:
         raise UserError(f"{uri}: mu{suffix}, sigma{suffix} or num_images are no numbers ({error})") from error
     if mean.ndim != 1 or tuple(covariance.shape) != (len(mean), len(mean)):

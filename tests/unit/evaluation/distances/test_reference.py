@@ -181,6 +181,12 @@ def test_a_damaged_file_is_refused_whatever_its_damage(tmp_path: Path, damage: s
             read(str(path))
 
 
+def test_other_arrays_beside_the_statistics_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "more.npz"
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(3), paths=np.array(["a.png", None], dtype=object))
+    assert load_reference(str(path)).features.dim == 3
+
+
 def test_pickled_objects_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "pickled.npz"
     np.savez(path, mu=np.array([{"a": 1}], dtype=object), sigma=np.eye(1))
