@@ -412,9 +412,9 @@ def parse_metrics(names: Iterable[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def need_real_images(metrics: Iterable[str]) -> bool:
-    """Return True if one of the metrics compares single samples with single real images."""
-    return any(METRICS[name].needs_real_images for name in metrics)
+def need_real_images(metrics: Iterable[str]) -> frozenset[str]:
+    """Return those of the metrics that compare single samples with single real images."""
+    return frozenset(name for name in metrics if METRICS[name].needs_real_images)
 
 
 def require_extractor(metrics: frozenset[str], extractor: ExtractorTraits) -> None:
@@ -446,7 +446,9 @@ def require_count(metrics: frozenset[str], num_images: int, images: str, dim: in
 
 
 def compute_metrics(inputs: MetricInputs, reference: MetricReference) -> list[MetricValue]:
-    """Compute the metrics of the inputs; a missing input is refused. Their notes say the bias where it is known."""
+    """Compute the metrics of the inputs; a missing input and too few real images are refused. Notes say the bias where it is known."""
+    if reference.features is not None:
+        require_count(need_real_images(inputs.metrics), len(reference.features), "real images")
     found = [value for name, metric in METRICS.items() if name in inputs.metrics for value in metric.compute(inputs, reference)]
     return [dataclasses.replace(value, name=_name(value.name, reference.extractor), note=_with_bias(value)) for value in found]
 

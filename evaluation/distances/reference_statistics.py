@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,11 +86,17 @@ class ReferenceStatistics:
     images_uri: str = ""
 
     def require(
-        self, *, extractor: ExtractorId | FeatureExtractor, experiment: Experiment | None = None, manifest: Manifest | None = None
+        self,
+        *,
+        extractor: ExtractorId | FeatureExtractor,
+        experiment: Experiment | None = None,
+        manifest: Manifest | None = None,
+        batch_shape: Sequence[int] = (),
     ) -> Provenance:
         """Return the provenance, after checking that samples may be compared with these statistics.
 
         `extractor` made the samples' features, `experiment` the samples, and `manifest` is of the data that they should resemble.
+        `batch_shape` is that of the samples, [N, height, width, channels], where they come from a file.
 
         Raises:
             UserError: The provenance is unknown, or differs; the message lists the differences.
@@ -109,6 +115,9 @@ class ReferenceStatistics:
                 "image_channels": data.image_channels,
                 "resize": data.resize,
             }
+        if batch_shape:
+            _, height, width, channels = batch_shape
+            expected |= {"image_size": height if height == width else f"{height}x{width}", "image_channels": channels}
         if manifest is not None:
             expected |= {"data_digest": manifest.content_digest, "split": manifest.split, "resize": manifest.resize}
         _require_equal(self.provenance, expected, f"the reference {self.uri or 'statistics'} can't be compared with this")

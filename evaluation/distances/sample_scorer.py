@@ -70,7 +70,7 @@ class SampleScorer:
             halves: Compute `of_halves` too, twelve more distances: of 2,048 features 10 s on one core.
 
         Raises:
-            UserError: An input of a metric is missing.
+            UserError: An input of a metric is missing, or it has too few real images.
         """
         leave_one_out = leave_one_out_distances(reference.features, self._blocks)
         of_halves = distances_of_halves(reference.features, self._blocks) if halves else []

@@ -122,10 +122,10 @@ def read_images(uri: str) -> tuple[UInt8[Tensor, "batch channels height width"],
         return _read_pixels(uri, member, shape, shape[0]), labels
 
 
-def count_images(uri: str) -> int:
-    """Return the number of images of a batch, from its header alone. Raises as `read_images`."""
+def batch_shape(uri: str) -> tuple[int, ...]:
+    """Return a batch's [N, height, width, channels], from its header alone. Raises as `read_images`."""
     with _open_batch(uri) as (_, shape, _):
-        return shape[0]
+        return shape
 
 
 def stream_images(uri: str, batch_size: int) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
@@ -170,6 +170,8 @@ def _open_batch(uri: str) -> Iterator[tuple[Any, tuple[int, ...], Int64[Tensor, 
             raise UserError(f"{uri}: arr_0 is {dtype} {shape}; a batch of images is uint8 [N, height, width, 1 or 3]")
         if labels is not None and labels.shape != shape[:1]:
             raise UserError(f"{uri}: {labels.size:,} labels (arr_1) do not fit {shape[0]:,} images")
+        if labels is not None and labels.dtype.kind not in "iu":
+            raise UserError(f"{uri}: arr_1 is {labels.dtype}; labels are whole numbers, so store anything else under another name")
         if fortran_order:
             raise UserError(f"{uri}: arr_0 is in Fortran's order; write it with numpy.ascontiguousarray")
         yield member, shape, None if labels is None else torch.from_numpy(labels.astype(np.int64))

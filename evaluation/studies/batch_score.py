@@ -75,8 +75,8 @@ def score_batch(
         device: "auto", "cpu" or "cuda".
 
     Raises:
-        UserError: A file is damaged or of another format, the reference records another extractor, the statistics have
-            another number of dimensions, or these files do not allow a measure.
+        UserError: A file is damaged or of another format, the reference records another extractor or images of another size, the
+            statistics have another number of dimensions, or these files do not allow a measure.
     """
     here = choose_device(device)
     chosen = parse_metrics(metrics)
@@ -97,12 +97,13 @@ def score_batch(
 
     measured: dict[str, Any] = {"standard_error": None, "metrics": {}}
     if has_images:
-        num_images = npz.count_images(samples_uri)  # once, as each look at a file in S3 downloads it
+        shape = npz.batch_shape(samples_uri)  # once, as each look at a file in S3 downloads it
+        num_images = shape[0]
         count: int | None = num_images
         loaded = network()
         require_count(chosen, num_images, f"images in {samples_uri}", loaded.dim)
         reference, origin = (
-            _read_reference(reference_uri, identity) if has_statistics else _compute_reference(reference_uri, loaded, chosen)
+            _read_reference(reference_uri, identity, shape) if has_statistics else _compute_reference(reference_uri, loaded, chosen)
         )
         measured = _score_images(samples_uri, num_images, reference, loaded, chosen)
     else:
@@ -133,9 +134,10 @@ def score_batch(
 def _score_images(
     uri: str, num_images: int, reference: ReferenceStatistics, network: FeatureExtractor, metrics: frozenset[str]
 ) -> dict[str, Any]:
-    if need_real_images(metrics) and not reference.images_uri:
+    comparing = need_real_images(metrics)
+    if comparing and not reference.images_uri:
         raise UserError(
-            f"{reference.uri} has no images (arr_0): {', '.join(sorted(metrics))} compare single images; give an ADM reference batch"
+            f"{reference.uri} has no images (arr_0): {', '.join(sorted(comparing))} compare single images; give an ADM reference batch"
         )
     if "sfid" in metrics and reference.spatial is None:
         raise UserError(
@@ -144,15 +146,15 @@ def _score_images(
     scorer = SampleScorer(network, num_images, metrics)
     for positions, images in npz.stream_with_positions(uri, BATCH_SIZE):
         scorer.update(positions, images)
-    real = npz.stream_with_positions(reference.images_uri, BATCH_SIZE) if need_real_images(metrics) else None
+    real = npz.stream_with_positions(reference.images_uri, BATCH_SIZE) if comparing else None
     found = scorer.scores(reference, real)
     return {"distance": found.distance, "standard_error": found.standard_error, "metrics": found.metrics}
 
 
 def _compute_reference(uri: str, network: FeatureExtractor, metrics: frozenset[str]) -> tuple[ReferenceStatistics, str]:
     """Return the statistics of a file's images, and their origin in words."""
-    num_images = npz.count_images(uri)
-    require_count(metrics, num_images, f"images in {uri}")
+    num_images = npz.batch_shape(uri)[0]
+    require_count(need_real_images(metrics), num_images, f"images in {uri}")
     say(f"{uri} has images without statistics: computing the features of {num_images:,} images")
     moments, spatial = moments_of(npz.stream_images(uri, BATCH_SIZE), network)
     reference = ReferenceStatistics(
@@ -165,13 +167,13 @@ def _compute_reference(uri: str, network: FeatureExtractor, metrics: frozenset[s
     return reference, f"{moments.num_images:,} images of {uri}, features of {network.name}"
 
 
-def _read_reference(uri: str, network: ExtractorId | FeatureExtractor) -> tuple[ReferenceStatistics, str]:
-    """Return the statistics of a file, and their origin in words."""
+def _read_reference(uri: str, network: ExtractorId | FeatureExtractor, batch_shape: Sequence[int] = ()) -> tuple[ReferenceStatistics, str]:
+    """Return the statistics of a file, and their origin in words; refuse those of other images than a batch of this shape has."""
     reference = load_reference(uri)
     if reference.provenance is None:
         assumed = f"does not record the images, network and resize of its statistics; they are assumed to be of {network.name}"
         return reference, f"{uri} {assumed}"
-    provenance = reference.require(extractor=network)
+    provenance = reference.require(extractor=network, batch_shape=batch_shape)
     return reference, f"{provenance.num_images:,} {provenance.split} images of {provenance.data_name}, {provenance.extractor}"
 
 

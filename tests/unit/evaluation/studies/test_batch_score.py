@@ -236,6 +236,25 @@ def test_too_few_images_for_a_metric_are_refused_with_its_name(adm_reference: st
         score_batch(few, adm_reference, extractor="digits-classifier", metrics=("precision_recall",))
 
 
+@pytest.mark.parametrize(("count", "fewest"), [(1, "kid takes 2"), (3, "precision_recall takes 4")])
+def test_too_few_images_of_a_reference_are_refused_with_the_metrics_name(samples: str, tmp_path: Path, count: int, fewest: str) -> None:
+    uri = str(tmp_path / "few.npz")
+    npz.write_arrays(uri, {"mu": np.zeros(64), "sigma": np.eye(64), "arr_0": np.zeros((count, 8, 8, 1), np.uint8)})
+    with pytest.raises(UserError, match=f"{count} real images: .*{fewest} at least"):
+        score_batch(samples, uri, extractor="digits-classifier", metrics=("kid", "precision_recall"))
+
+
+def test_images_of_another_size_than_the_references_are_refused(reference_uri: str, tmp_path: Path) -> None:
+    class AnySize(DigitsExtractor):
+        def outputs(self, images: Tensor) -> dict[str, Tensor]:
+            return super().outputs(images[:, :1, :8, :8])
+
+    uri = str(tmp_path / "large.npz")
+    npz.write_images(uri, torch.zeros(20, 3, 16, 16, dtype=torch.uint8), None)
+    with pytest.raises(UserError, match="image_size: 8, not 16; image_channels: 1, not 3"):
+        score_batch(uri, reference_uri, extractor=AnySize())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -277,13 +296,13 @@ def test_a_batch_is_read_in_parts(samples: str) -> None:
     pieces = list(npz.stream_images(samples, 64))
     assert [len(piece) for piece in pieces] == [64, 64, 64, 8]
     assert torch.equal(torch.cat(pieces), whole)
-    assert npz.count_images(samples) == 200
+    assert npz.batch_shape(samples) == (200, 8, 8, 1)
 
 
 def test_a_batch_is_counted_once(samples: str, adm_reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at a file in S3 downloads it."""
     counted: list[str] = []
-    count = npz.count_images
-    monkeypatch.setattr(npz, "count_images", lambda uri: counted.append(uri) or count(uri))
+    shape = npz.batch_shape
+    monkeypatch.setattr(npz, "batch_shape", lambda uri: counted.append(uri) or shape(uri))
     score_batch(samples, adm_reference, extractor="digits-classifier")
     assert counted == [samples]
