@@ -18,7 +18,7 @@ import urllib3
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from components.cluster.connection import KubernetesAwayError, KubernetesError, connect
+from components.cluster.connection import KubernetesAwayError, KubernetesError, connect, in_cluster
 from components.cluster.names import GROUP, PLURAL, VERSION
 from training.console import format_duration, say
 from training.storage.retry import retry
@@ -326,9 +326,13 @@ class QuickRequests:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Return True for no answer and for a server error. A refusal is final, also a 401 with a fresh token."""
+    """Return True for no answer and for a server error, and in a pod for a 401. Any other refusal is final.
+
+    While the API server is away, the kubelet can't renew a pod's token, and does so up to two minutes after the server's return. A server
+    that can't look up the account answers 401 too.
+    """
     if isinstance(error, ApiException):
-        return error.status in (408, 429) or 500 <= (error.status or 0) < 600
+        return error.status in (408, 429) or (error.status == 401 and in_cluster()) or 500 <= (error.status or 0) < 600
     return isinstance(error, _NO_ANSWER)
 
 

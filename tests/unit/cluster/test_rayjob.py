@@ -512,6 +512,14 @@ def test_a_token_that_is_refused_when_it_is_new_is_an_error_at_once(cluster):
     assert len(cluster.requests) == 2
 
 
+def test_a_pod_waits_for_the_kubelet_to_renew_a_token_that_has_expired(cluster, monkeypatch):
+    monkeypatch.setattr(kubernetes_api, "in_cluster", lambda: True)
+    cluster.tokens = set()
+    threading.Timer(0.3, cluster.tokens.add, ["first-token"]).start()
+    _run()
+    assert len(cluster.created) == 1
+
+
 @pytest.mark.parametrize("text", [None, "not: [a, kubeconfig"], ids=["missing", "broken"])
 @pytest.mark.parametrize("look", [current_namespace, lambda: KubernetesApi(NAMESPACE)], ids=["its namespace", "the API"])
 def test_without_a_cluster_the_error_says_what_to_set(monkeypatch, tmp_path, look, text):
