@@ -27,9 +27,9 @@ def in_cluster() -> bool:
 
 def current_namespace() -> str:
     """Return the namespace of this pod, or of the kubeconfig's current context; "default" where neither has one."""
-    if in_cluster():
-        return _NAMESPACE_FILE.read_text().strip()
     try:
+        if in_cluster():
+            return _NAMESPACE_FILE.read_text().strip()
         _, context = config.list_kube_config_contexts(_kubeconfig())
         return str(context["context"].get("namespace") or "default")
     except Exception as error:  # a broken kubeconfig raises errors of many types

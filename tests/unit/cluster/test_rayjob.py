@@ -16,7 +16,7 @@ import pytest
 from fake_kubernetes import NAMESPACE, FakeKubernetes, recorded_statuses
 from recorded_workflows import workflow_states
 
-from components.cluster import kubernetes_api
+from components.cluster import connection, kubernetes_api
 from components.cluster.connection import KubernetesError, current_namespace
 from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.names import LAUNCH_LABEL, RUN_LABEL
@@ -528,6 +528,15 @@ def test_without_a_cluster_the_error_says_what_to_set(monkeypatch, tmp_path, loo
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     with pytest.raises(KubernetesError, match="set KUBECONFIG"):
         look()
+
+
+def test_a_pod_without_a_token_is_told_what_to_set(monkeypatch, tmp_path):
+    """As that of a notebook, whose account's token is not mounted."""
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.setattr(connection, "_NAMESPACE_FILE", tmp_path / "namespace")
+    with pytest.raises(KubernetesError, match=r"no cluster is known here: .*namespace.*set KUBECONFIG"):
+        current_namespace()
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------
