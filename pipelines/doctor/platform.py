@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from components.cluster.cluster_api import Response
-from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
+from pipelines.doctor.findings import ASK_ADMINISTRATOR, FAILURE, OK, WARNING, Finding
 from pipelines.doctor.scope import Scope
 
 SERVICES_NAMESPACE = "iddpm"
@@ -84,6 +84,9 @@ def check_queues(scope: Scope) -> Iterator[Finding]:
         return
     version = api.body.get("preferredVersion", {}).get("version", "v1beta1")
     answer = scope.cluster.get(f"/apis/kueue.x-k8s.io/{version}/namespaces/{scope.cluster.namespace}/localqueues")
+    if not answer.ok:
+        yield Finding(WARNING, "kueue", f"its local queues in {scope.cluster.namespace} cannot be seen{_reason(answer)}", ASK_ADMINISTRATOR)
+        return
     names = sorted(each["metadata"]["name"] for each in answer.body.get("items", []))
     message = f"local queues in {scope.cluster.namespace}: {', '.join(names) or 'none; queue must stay empty'}"
     missing = sorted(wanted - set(names))

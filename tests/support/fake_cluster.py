@@ -151,6 +151,7 @@ def whole(mlflow: str, s3: str) -> dict[str, Any]:
         f"{core}/serviceaccounts/pipeline-runner": {},
         f"{core}/serviceaccounts/iddpm-ray": {},
         "/api/v1/nodes": {"items": [node(gpus=8)]},
+        f"/apis/kueue.x-k8s.io/v1beta1/namespaces/{NAMESPACE}/localqueues": listed(),
         "/apis/apps/v1/daemonsets": NETWORK,
         "/apis/storage.k8s.io/v1/storageclasses": DEFAULT_CLASS,
         "/api/v1/namespaces/iddpm/persistentvolumeclaims": listed("data-mlflow-postgres-0", status={"phase": "Bound"}),

@@ -307,6 +307,15 @@ def test_a_runs_own_resources_are_placed_on_the_nodes(cluster: FakeCluster, doct
     assert doctor("--resources", "train=rayjob-8xgpu")[1]["room for train"][0] == WARNING
 
 
+def test_queues_that_may_not_be_listed_are_not_called_missing(cluster: FakeCluster, doctor: Doctor) -> None:
+    """The account of runs may read a queue by its name, and not list them."""
+    cluster.objects["/apis/kueue.x-k8s.io"] = {"preferredVersion": {"version": "v1beta2"}}
+    cluster.objects[f"/apis/kueue.x-k8s.io/v1beta2/namespaces/{NAMESPACE}/localqueues"] = None
+    state, said = doctor("--resources", "train=rayjob-1xgpu", "--resources", "train.queue=team")[1]["kueue"]
+    assert state == WARNING
+    assert said == f"its local queues in {NAMESPACE} cannot be seen: it is forbidden (403) -> ask an administrator of the cluster"
+
+
 def test_a_tainted_node_takes_only_pods_that_tolerate_it(cluster: FakeCluster, doctor: Doctor) -> None:
     tainted = node(gpus=8)
     tainted["metadata"]["name"] = "tainted"
