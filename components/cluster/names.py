@@ -33,8 +33,8 @@ RAY_SECRET = "iddpm-ray"
 WEBHOOK_SECRET = "iddpm-webhook"
 """Secret that says where and how the webhook is told, see `components.steps.webhook`; neither it nor any key but `url` need exist."""
 
-QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
-"""An amount as pods ask for it."""
+QUANTITY = re.compile(r"(?P<number>\d+\.?\d*|\.\d+)(?P<unit>[numkMGTPE]|[KMGTPE]i|[eE][+-]?\d+)?")
+"""An amount as pods ask for it, in every form that Kubernetes knows: pods of others have them all."""
 CORES = re.compile(r"\d+(\.\d+)?|\d+m")
 """An amount of processor."""
 GPU_RESOURCE = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?")
@@ -47,16 +47,17 @@ _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 _TOLERATION = {"key", "operator", "value", "effect", "tolerationSeconds"}
 _OPERATORS = ("", "Equal", "Exists", "Lt", "Gt")
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
-_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-_UNITS |= {f"{letter}i": 2.0 ** (10 * power) for power, letter in enumerate("KMGTP", start=1)}
+_UNITS = {"": 1, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+_UNITS |= {f"{letter}i": 2.0 ** (10 * power) for power, letter in enumerate("KMGTPE", start=1)}
 
 
 def amount(quantity: str) -> float:
     """Return a quantity as a number: cores, or bytes. Raise UserError if it is no quantity."""
-    if not QUANTITY.fullmatch(quantity):
+    match = QUANTITY.fullmatch(quantity)
+    if match is None:
         raise UserError(f"{quantity!r} is not a quantity that Kubernetes knows, like '4', '500m' or '16Gi'")
-    number = quantity.rstrip("mkKMGTPi")
-    return float(number) * _UNITS[quantity[len(number) :]]
+    unit = match["unit"] or ""
+    return float(quantity) if unit[1:].strip("+-").isdecimal() else float(match["number"]) * _UNITS[unit]
 
 
 def require_quantity(name: str, value: str, *, form: re.Pattern[str] = QUANTITY) -> None:

@@ -110,9 +110,10 @@ def _free(nodes: Sequence[Mapping[str, Any]], pods: Sequence[Mapping[str, Any]])
 
 
 def _requests(spec: Mapping[str, Any]) -> dict[str, float]:
-    """Return a pod's requests: the sum of its containers', or an init container's where that is more."""
+    """Return a pod's requests: the sum of its containers' and sidecars', or an init container's where that is more."""
     running: dict[str, float] = {}
-    for container in spec.get("containers", ()):
+    sidecars = [each for each in spec.get("initContainers") or () if each.get("restartPolicy") == "Always"]
+    for container in (*spec.get("containers", ()), *sidecars):
         for name, value in _amounts(container.get("resources", {}).get("requests") or {}).items():
             running[name] = running.get(name, 0.0) + value
     for container in spec.get("initContainers") or ():

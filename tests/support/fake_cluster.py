@@ -50,15 +50,16 @@ def node(*, cpu: str = "16", gpus: int = 0, images: tuple[str, ...] = (IMAGE_ON_
     return {"metadata": {"name": "node", "labels": {"nvidia.com/gpu.product": "NVIDIA-H100"} if gpus else {}}, "spec": {}, "status": status}
 
 
-def operator(*, ready: str = "True", requests: dict[str, str] | None = None) -> dict[str, Any]:
+def operator(*, ready: str = "True", requests: dict[str, str] | None = None, sidecar: dict[str, str] | None = None) -> dict[str, Any]:
     """The list of the pods of KubeRay's operator, as a cluster's API gives it by their label."""
     status = {"conditions": [{"type": "Ready", "status": ready}]}
     containers = [{"image": "quay.io/kuberay/operator:v1.7.0", "resources": {"requests": requests or {}}}]
+    started = [{"name": "istio-proxy", "restartPolicy": "Always", "resources": {"requests": sidecar}}] if sidecar else []
     return {
         "items": [
             {
                 "metadata": {"name": "kuberay-operator-5d", "namespace": "kuberay-system"},
-                "spec": {"nodeName": "node", "containers": containers},
+                "spec": {"nodeName": "node", "containers": containers, "initContainers": started},
                 "status": status,
             }
         ]

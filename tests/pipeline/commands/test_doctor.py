@@ -235,6 +235,13 @@ CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAME
             WARNING,
             "wait until other pods end",
         ),
+        (
+            "/api/v1/pods",
+            operator(requests={"cpu": "8"}, sidecar={"cpu": "7500m", "memory": "1e9"}),
+            "room for train",
+            WARNING,
+            "wait until other pods end",
+        ),
         ("/apis/apps/v1/daemonsets", listed(), "network plugin", WARNING, "-> is there a plugin that enforces them"),
         (
             "/api/v1/namespaces/iddpm/persistentvolumeclaims",

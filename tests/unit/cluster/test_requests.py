@@ -13,6 +13,7 @@ import pytest
 import yaml
 from kubernetes.utils.quantity import parse_quantity
 
+from components.cluster.names import amount
 from components.launch.resources import read_resources
 from pipelines.compile import PIPELINES, compiled
 
@@ -106,3 +107,10 @@ def test_a_run_with_its_defaults_fits_the_machine_that_the_guide_promises(name: 
 
 def test_a_larger_profile_would_not_fit() -> None:
     assert _needed(_widest("train", "2xcpu"))["cpu"] > _promised()["cpu"]
+
+
+@pytest.mark.parametrize(
+    "quantity", ["4", "0.5", ".5", "5.", "500m", "100n", "7u", "1e9", "1E9", "3e-1", "1k", "129M", "1E", "1Ei", "64Gi", "123456Ki"]
+)
+def test_an_amount_is_read_as_kubernetes_reads_it(quantity: str) -> None:
+    assert amount(quantity) == pytest.approx(float(parse_quantity(quantity)), rel=1e-12)
