@@ -22,7 +22,7 @@ docker info >/dev/null 2>&1 || fail "docker does not answer; start it, or add yo
 [ -x .venv/bin/iddpm ] || fail ".venv/bin/iddpm is missing; run 'make setup'"
 cores=$(docker info --format '{{.NCPU}}')
 [ "$cores" -ge 4 ] || echo "kind: docker has $cores cores; 4 are needed, so steps may wait for room" >&2
-if ! kind get clusters 2>/dev/null | grep -qx iddpm; then  # a cluster that is there has taken its share already
+if ! kind get clusters 2>/dev/null | grep -x iddpm >/dev/null; then  # a cluster that is there has taken its share already
   root=$(docker info --format '{{.DockerRootDir}}')
   [ -d "$root" ] || root=.  # Docker may run in a virtual machine
   free_gb=$(df -Pk "$root" | awk 'NR == 2 {print int($4 / 1048576)}')
@@ -31,7 +31,7 @@ fi
 echo "This takes about half an hour, 4 cores, 16 GB of memory and 30 GB of disk, and downloads about 8 GB."
 
 step "1. A cluster"
-kind get clusters 2>/dev/null | grep -qx iddpm || kind create cluster --name iddpm
+kind get clusters 2>/dev/null | grep -x iddpm >/dev/null || kind create cluster --name iddpm
 kind export kubeconfig --name iddpm
 
 step "2. The project's image"

@@ -49,6 +49,15 @@ def test_every_command_of_it_is_in_the_guide() -> None:
     assert [command for command in commands if command not in guide] == []
 
 
+def test_a_cluster_is_found_among_others_however_slowly_kind_lists_them() -> None:
+    """With `pipefail`, a reader that leaves early makes a failure of kind's next line."""
+    questions = re.findall(r"kind get clusters [^;\n]*iddpm(?: >/dev/null)?", SCRIPT.read_text())
+    assert len(questions) == 2
+    for question in questions:
+        script = f"set -euo pipefail; kind() {{ /bin/sh -c 'echo iddpm; sleep 0.2; echo other'; }}; {question}"
+        assert subprocess.run(["bash", "-c", script], check=False).returncode == 0
+
+
 def test_it_names_every_tool_that_is_missing_and_touches_nothing(tmp_path: Path) -> None:
     (tmp_path / "k8s").mkdir()
     shutil.copy(SCRIPT, tmp_path / "k8s")
