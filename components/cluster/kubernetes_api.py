@@ -281,7 +281,7 @@ class KubernetesApi:
         except (ApiException, *_NO_ANSWER) as error:
             if not _may_pass(error):
                 raise KubernetesError(_refusal(what, self.namespace, error)) from error
-            answer = f"it answered {error.status} {error.reason}" if isinstance(error, ApiException) else type(error).__name__
+            answer = f"it answered {error.status}: {_words(error)}" if isinstance(error, ApiException) else type(error).__name__
             raise KubernetesAwayError(f"the Kubernetes API did not {what} for {format_duration(self._patience)} ({answer})") from error
 
     def _send(self, send: Callable[[client.ApiClient], T]) -> T:
@@ -350,18 +350,32 @@ def _or_none(read: Callable[[], T]) -> T | None:
 
 
 def _in_one_line(text: str) -> str:
-    """Shorten the words of an `ApiException` in a text, which have the whole answer in them."""
-    return " ".join(re.sub(r"\s*HTTP response headers:.*(?=; trying)", "", text, flags=re.DOTALL).split())
+    """Shorten the words of an `ApiException` in a text, which have the whole answer in them, to the status and the server's own words."""
+    error, _, answer = text.partition("HTTP response headers:")
+    if answer:
+        answer, separator, rest = answer.rpartition("; trying")
+        words = _message(answer.partition("HTTP response body:")[2])
+        text = f"{error.rstrip()}{words and f': {words}'}{separator}{rest}"
+    return " ".join(text.split())
+
+
+def _message(body: str) -> str:
+    """Return the server's words in the body of an answer; empty if it has none, such as a proxy's page."""
+    with contextlib.suppress(ValueError, AttributeError):
+        return " ".join(str(json.loads(body).get("message") or "").split())[:500]
+    return ""
+
+
+def _words(error: Any) -> str:
+    return _message(str(error.body)) or " ".join(str(error.body or error.reason).split())[:500]
 
 
 def _refusal(what: str, namespace: str, error: Any) -> str:
-    if error.status == 403:
+    words = _words(error)
+    if error.status == 403 and re.search(r"cannot \S+ resource", words):  # a quota or an admission webhook refuses with 403 too
         return (
             f"this service account may not {what} in namespace {namespace} (403); "
             "k8s/base/runs has the Role that it needs, and k8s/README.md how to apply it"
         )
-    message = str(error.body or error.reason)
-    with contextlib.suppress(ValueError, AttributeError):
-        message = json.loads(message).get("message", message)
     remedy = "; log in again, or renew the kubeconfig's token" if error.status == 401 else ""
-    return f"the Kubernetes API refused to {what} ({error.status}): {' '.join(message.split())[:500]}{remedy}"
+    return f"the Kubernetes API refused to {what} ({error.status}): {words}{remedy}"

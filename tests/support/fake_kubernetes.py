@@ -21,6 +21,8 @@ NAMESPACE = "runs"
 _RAYJOBS = f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayjobs"
 _WORKFLOWS = f"/apis/argoproj.io/v1alpha1/namespaces/{NAMESPACE}/workflows"
 _SILENT_SECONDS = 5.0
+_NO_RIGHT = f'x is forbidden: User "system:serviceaccount:{NAMESPACE}:me" cannot do resource "x" in the namespace "{NAMESPACE}"'
+"""The beginning and end of Kubernetes' words for a missing right (recorded: dry-runs/no-right)."""
 _PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 
@@ -30,8 +32,8 @@ class FakeKubernetes:
 
     Attributes:
         script: Statuses that a RayJob goes through, one at each look; the last one stays.
-        faults: By method, one consumed by each request: a status to answer, "drop" to hang up before acting, "lose" to hang up
-            after it, or "hang" to send no answer.
+        faults: By method, one consumed by each request: a status to answer, or a status and the server's words, "drop" to hang up before
+            acting, "lose" to hang up after it, or "hang" to send no answer.
         before: Called with the method and path of each request before it is answered.
         on_look: Called with each RayJob that is read, before it is answered.
         seconds_to_create: How long a POST takes to act.
@@ -40,7 +42,7 @@ class FakeKubernetes:
     url: str = ""
     tokens: set[str] = field(default_factory=lambda: {"first-token"})
     script: list[dict[str, Any]] = field(default_factory=list)
-    faults: dict[str, list[int | str]] = field(default_factory=dict)
+    faults: dict[str, list[int | str | tuple[int, str]]] = field(default_factory=dict)
     rayjobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
     workflows: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -213,7 +215,9 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return None
             if isinstance(fault, int):
-                return self._send(*_problem(fault, f"told to answer {fault}"))
+                return self._send(*_problem(fault, _NO_RIGHT if fault == 403 else f"told to answer {fault}"))
+            if isinstance(fault, tuple):
+                return self._send(*_problem(*fault))
             if split.path.endswith("/log"):
                 return self._log(split.path.removeprefix(_PODS + "/").removesuffix("/log"))
             code, answer = fake.answer(self.command, split.path, parse_qs(split.query), body)

@@ -484,13 +484,31 @@ def test_an_api_that_stays_away_is_given_up_and_the_job_left_running(cluster, ca
     with pytest.raises(KubernetesError, match=r"did not .* for 0\.3 s .it answered 503"):
         _run(patience=0.3)
     assert cluster.count("DELETE") == 0
-    assert "(503) Reason: Service Unavailable; trying again for 0.3 s" in capsys.readouterr().out, "without the answer's headers and body"
+    said = "(503) Reason: Service Unavailable: told to answer 503; trying again for 0.3 s"
+    assert said in capsys.readouterr().out, "without the answer's headers and body"
 
 
 def test_a_missing_permission_names_the_role(cluster):
     cluster.faults = {"GET": [403]}
     with pytest.raises(KubernetesError, match="k8s/base/runs"):
         _run()
+
+
+def test_a_quota_that_refuses_a_job_is_not_called_a_missing_permission(cluster):
+    words = 'rayjobs.ray.io "x" is forbidden: exceeded quota: jobs, requested: count/rayjobs.ray.io=1, used: 5, limited: 5'
+    cluster.faults = {"POST": [(403, words)]}
+    with pytest.raises(KubernetesError) as refused:
+        _run()
+    assert str(refused.value) == f"the Kubernetes API refused to create RayJob {_NAME} (403): {words}"
+
+
+def test_an_admission_webhook_that_is_away_is_named_in_the_first_line_and_in_the_last(cluster, capsys):
+    words = 'Internal error occurred: failed calling webhook "mrayjob.kb.io": connection refused'
+    cluster.faults = {"POST": [(500, words)] * 10**4}
+    with pytest.raises(KubernetesError) as given_up:
+        _run(patience=0.3)
+    assert f"(500) Reason: Internal Server Error: {words}; trying again for 0.3 s" in capsys.readouterr().out
+    assert str(given_up.value) == f"the Kubernetes API did not create RayJob {_NAME} for 0.3 s (it answered 500: {words})"
 
 
 def test_a_cluster_without_kuberay_says_what_to_install(cluster):
