@@ -70,16 +70,17 @@ class Meter:
     def add_losses(self, t: Tensor, weights: Tensor, terms: LossTerms, num_timesteps: int) -> None:
         """Add a microbatch: its timesteps (of `num_timesteps`), their importance weights, and its terms."""
         with torch.no_grad():
-            weights = weights.double()
-            loss = terms.loss.detach().double()
-            finite = loss.isfinite().double()  # non-finite losses are counted, and left out of the means
-            columns = [loss, terms.l_simple, terms.l_vlb if terms.l_vlb is not None else torch.zeros_like(loss)]
-            self.sums += torch.stack([(column.detach().double() * weights).nan_to_num(0.0, 0.0, 0.0).sum() for column in columns])
+            columns = [terms.loss, terms.l_simple, terms.l_vlb if terms.l_vlb is not None else torch.zeros_like(terms.loss)]
+            values = torch.stack([column.detach().double() for column in columns])
+            finite = values.isfinite().all(0)  # an image with a term that is not finite is left out of every mean
+            weights = torch.where(finite, weights.double(), 0.0)
+            values = torch.where(finite, values, 0.0) * weights
+            self.sums += torch.stack([column.sum() for column in values])
             self.has_vlb = terms.l_vlb is not None
             self.images += finite.sum()
             quartile = (4 * t) // num_timesteps
-            self.quartile_sums.index_add_(0, quartile, (loss * weights).nan_to_num(0.0, 0.0, 0.0))
-            self.quartile_weights.index_add_(0, quartile, weights * finite)
+            self.quartile_sums.index_add_(0, quartile, values[0])
+            self.quartile_weights.index_add_(0, quartile, weights)
 
     def add_gradient(self, norm: Tensor, found_inf: Tensor) -> None:
         """Add an update: its gradient's norm, and 1 if it was skipped, else 0; both scalars on the device."""

@@ -28,12 +28,14 @@ from training.config.experiment import (
     Resources,
     SamplingConfig,
 )
+from training.diffusion.losses import LossTerms
 from training.diffusion.pixels import Batch, to_model_range
 from training.diffusion.process import Denoiser
 from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample_loop
 from training.distributed.ranks import broadcast_object, shard_bounds
 from training.launch.torchrun import RandomImages
 from training.loop.interfaces import DivergedError, Hooks, TrainingError
+from training.loop.meter import Meter
 from training.loop.train_state import learning_rate_at
 from training.loop.trainer import MAX_CONSECUTIVE_SKIPS, Trainer, is_log_boundary
 from training.models.unet import make_model
@@ -299,6 +301,17 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_and_counted() -
     assert record.logged[8]["skipped_updates"] == 1
     assert not any(torch.equal(p, q) for p, q in zip(before, run.state.parameters, strict=True))
     assert all(value == value for value in record.logged[8].values())
+
+
+def test_an_image_whose_loss_is_not_finite_is_left_out_of_every_mean() -> None:
+    inf, nan = float("inf"), float("nan")
+    meter = Meter(torch.device("cpu"))
+    terms = LossTerms(
+        loss=torch.tensor([1.0, inf, 3.0, nan]), l_simple=torch.tensor([0.5, 9.0, 1.5, 9.0]), l_vlb=torch.tensor([2.0, inf, 4.0, nan])
+    )
+    meter.add_losses(torch.tensor([0, 0, 3, 3]), torch.ones(4), terms, 4)
+    metrics = meter.reduce(1)
+    assert [metrics[name] for name in ("loss", "l_simple", "l_vlb", "loss_q0", "loss_q3")] == [2.0, 1.0, 3.0, 1.0, 3.0]
 
 
 def test_a_run_that_stays_not_finite_ends_with_one_clear_error() -> None:
