@@ -9,14 +9,14 @@ from training.config.errors import UserError
 
 
 def uniform_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
-    """Return K of T timesteps, 1 to T, at an even stride with both ends included; K = 1 keeps timestep 0 alone."""
-    return section_spacing(num_timesteps, (num_steps,))
+    """Return K of T timesteps, 1 to T, at an even stride with both ends included; K = 1 keeps T - 1 alone, where sampling begins."""
+    return (num_timesteps - 1,) if num_steps == 1 else section_spacing(num_timesteps, (num_steps,))
 
 
 def section_spacing(num_timesteps: int, counts: tuple[int, ...]) -> tuple[int, ...]:
     """Split 0..T-1 into equal sections (the first ones longer by one where T does not divide) and stride each.
 
-    Rounding is to the even neighbour on a half, as the released code's.
+    Rounding is to the even neighbour on a half, as the released code's; a count of 1 keeps its section's first timestep, as there.
 
     Raises:
         UserError: A section has fewer timesteps than its count asks for.
@@ -111,7 +111,8 @@ def parse_spacing(spacing: str, num_timesteps: int) -> tuple[int, ...]:
         elif text.startswith("t:"):
             kind, numbers = "t", tuple(int(part) for part in text.removeprefix("t:").split(","))
         else:
-            kind, numbers = "sections", tuple(int(part) for part in text.split(","))
+            numbers = tuple(int(part) for part in text.split(","))
+            kind = "sections" if len(numbers) > 1 else "uniform"
     except ValueError:
         raise UserError(
             f"spacing {spacing!r} is not understood; use '250', '10,10,5', 'ddim50', 'nll:100', 't:0,5,10' or 'learned:10'"
@@ -127,4 +128,6 @@ def parse_spacing(spacing: str, num_timesteps: int) -> tuple[int, ...]:
         return ddim_spacing(num_timesteps, numbers[0])
     if kind == "nll":
         return likelihood_spacing(num_timesteps, numbers[0])
+    if kind == "uniform":
+        return uniform_spacing(num_timesteps, numbers[0])
     return section_spacing(num_timesteps, numbers)

@@ -29,8 +29,10 @@ def test_a_uniform_spacing_has_k_different_timesteps_with_both_ends(sizes: tuple
     assert max(strides) - min(strides) <= 1
 
 
-def test_one_step_is_the_first_timestep_and_all_steps_are_all() -> None:
-    assert parse_spacing("1", 4000) == (0,)
+def test_one_step_is_the_noisiest_timestep_and_all_steps_are_all() -> None:
+    """At timestep 0 the network would take the noise that sampling begins with for an image, and return it."""
+    assert parse_spacing("1", 4000) == (3999,)
+    assert parse_spacing("1,1", 4000) == (0, 2000), "sections are the released code's"
     assert parse_spacing("4000", 4000) == parse_spacing("", 4000) == tuple(range(4000))
 
 
@@ -55,8 +57,8 @@ def test_an_explicit_list_is_sorted_and_without_duplicates() -> None:
 @pytest.mark.parametrize(
     ("spacing", "num_timesteps", "message"),
     [
-        ("0", 100, "1 to 100"),
-        ("101", 100, "1 to 100"),
+        ("0", 100, "use 1 to 100"),
+        ("101", 100, "spacing '101' asks for 101 of 100 timesteps; use 1 to 100"),
         ("60,60", 100, "a section of 50 timesteps cannot give 60"),
         ("1,1,1,1", 3, "4 sections do not fit"),
         ("ddim60", 1000, "ddim59 and ddim63"),
