@@ -279,8 +279,8 @@ def step_of(file_name: str, experiment: Experiment) -> int:
 def reference_flags(experiment: Experiment) -> str | None:
     """Return the command-line flags with which the released code builds this network and process; None where it can't.
 
-    The released code has fixed stages for each image size, one kind of GroupNorm, time embedding and downsampling, RGB images and 1,000
-    labels. Sampling needs no lambda.
+    The released code has fixed stages for each image size (an upsampler's are 64 and 256), one kind of GroupNorm, time embedding and
+    downsampling, RGB images and 1,000 labels. Sampling needs no lambda.
     """
     data, model, diffusion = experiment.data, experiment.model, experiment.diffusion
     stages = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
@@ -290,8 +290,7 @@ def reference_flags(experiment: Experiment) -> str | None:
         or model.norm_groups != 32
         or (model.norm_eps, model.time_embedding, model.downsample_padding) != (1e-5, "cos_sin", "symmetric")
         or (model.class_conditional and (data.num_classes != 1000 or model.label_dropout > 0))
-        or diffusion.prediction != "eps"
-        or (model.low_res_size is not None and diffusion.variance == "fixed_small")
+        or (model.low_res_size is not None and (data.image_size == 32 or diffusion.variance == "fixed_small"))
     ):
         return None
     sizes = (
@@ -301,7 +300,8 @@ def reference_flags(experiment: Experiment) -> str | None:
         "num_channels": model.model_channels,
         "num_res_blocks": model.num_res_blocks,
         "num_heads": model.num_heads,
-        "attention_resolutions": ",".join(map(str, model.attention_resolutions)),
+        # It can't read an empty list; no stage has one pixel, so this too is attention in the middle alone.
+        "attention_resolutions": ",".join(map(str, model.attention_resolutions)) or "1",
         "use_scale_shift_norm": model.use_scale_shift_norm,
         "dropout": model.dropout,
         "class_cond": model.class_conditional,
@@ -312,6 +312,8 @@ def reference_flags(experiment: Experiment) -> str | None:
     }
     if diffusion.variance == "fixed_small":
         flags["sigma_small"] = True
+    if diffusion.prediction == "x_0":
+        flags["predict_xstart"] = True
     return " ".join(f"--{name} {value}" for name, value in flags.items())
 
 

@@ -196,3 +196,14 @@ def test_the_released_codes_flags_are_given_where_it_can_build_the_network() -> 
         *("model.norm_eps=1e-6", "model.time_embedding=sin_cos", "model.downsample_padding=right_bottom"),
     ):
         assert reference_flags(presets.preset("imagenet64-cond-hybrid-cosine-large", [override])) is None
+    assert reference_flags(presets.preset("cifar10-hybrid-cosine", ["model.low_res_size=8"])) is None, "its upsamplers are of 64 and 256"
+
+
+@pytest.mark.parametrize(
+    ("override", "flag"),
+    [("diffusion.prediction=x_0", "--predict_xstart True"), ("model.attention_resolutions=", "--attention_resolutions 1 ")],
+)
+def test_the_flags_name_what_the_released_code_calls_otherwise(override: str, flag: str) -> None:
+    flags = reference_flags(presets.preset("cifar10-hybrid-cosine", [override]))
+    assert flags is not None
+    assert flag in flags
