@@ -413,7 +413,7 @@ def _example(experiment: Experiment) -> str:
     """Return Python that draws four images with diffusers."""
     num_timesteps = experiment.diffusion.num_timesteps
     num_steps = max(steps for steps in (250, 100, 50, 25, 10, 5, 2, 1) if math.gcd(_NUM_SCALED_TIMESTEPS, num_timesteps) % steps == 0)
-    labels = ", class_labels=torch.arange(4)" if experiment.model.class_conditional else ""
+    labels = f", class_labels=torch.arange(4) % {experiment.data.num_classes}" if experiment.model.class_conditional else ""
     return f"""import torch
 from diffusers import DDPMScheduler, UNet2DModel
 

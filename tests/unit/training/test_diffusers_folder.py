@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from training.checkpoints import checkpoint
-from training.checkpoints.diffusers_folder import export_diffusers, import_diffusers, unet_config
+from training.checkpoints.diffusers_folder import _example, export_diffusers, import_diffusers, unet_config
 from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
 from training.config.presets import names, preset
@@ -129,6 +129,11 @@ def test_the_card_has_an_example_that_runs(exported: Any, monkeypatch: pytest.Mo
     exec(code.replace("set_timesteps(250)", "set_timesteps(2)").replace("set_timesteps(100)", "set_timesteps(2)"), found)
     assert found["images"].shape[1] == experiment.data.image_channels
     assert (folder / "model_index.json").exists() != experiment.model.class_conditional
+
+
+def test_the_example_of_a_card_asks_for_no_more_classes_than_there_are() -> None:
+    experiment = EXPERIMENTS["rescaled, learned range, labels"].override(["data.num_classes=3"])
+    assert "class_labels=torch.arange(4) % 3)" in _example(experiment)
 
 
 _OF_THEIRS = (
