@@ -28,7 +28,7 @@ class Limits:
 
     Attributes:
         max_images: Images of a request.
-        max_evaluations: Evaluations of the network for each image, which are its sampling steps.
+        max_evaluations: Evaluations of the network for each image: one for each sampling step, with guidance two.
         max_queue: Requests that wait or are drawn; a further one is answered 503.
     """
 

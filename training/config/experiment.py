@@ -257,7 +257,7 @@ class SamplingConfig:
         eta: DDIM's stochasticity; 0 is deterministic.
         clip_denoised: Clamp the predicted x_0 to [-1, 1] at every step.
         order: Order of the multistep methods ("dpm_solver_pp", "unipc", "deis": 1 to 3; "sde_dpm_solver_pp": 1 or 2).
-        unipc_variant: UniPC's function B(h): "B1" is h, "B2" is e^h - 1. It matters where a step has one difference to go by.
+        unipc_variant: UniPC's function B(h): "B1" is h, "B2" is 1 - e^-h. It matters where a step has one difference to go by.
         dynamic_threshold: Clamp the predicted x_0 at this quantile of its absolute values, if that is above 1, and divide by it, in
             [0, 1]; 0 clamps at 1. Imagen has 0.995.
         variance: Variance of an "ancestral" or "ddim" step. "model" is the model's own (DDIM: eta's). "analytic" and "optimal" are one

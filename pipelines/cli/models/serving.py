@@ -20,7 +20,7 @@ def serve(
     ),
     port: int = typer.Option(8000, min=0, max=65535, help="Port to listen at; 0 takes a free one."),
     max_images: int = typer.Option(16, min=1, help="Largest number of images of a request."),
-    max_evaluations: int = typer.Option(1000, min=1, help="Largest number of sampling steps of a request."),
+    max_evaluations: int = typer.Option(1000, min=1, help="Largest number of network evaluations for each image."),
     max_queue: int = typer.Option(8, min=1, help="Requests that wait or are drawn; further ones are answered 503."),
     weights: str = WEIGHTS,
     device: str = DEVICE,

@@ -27,7 +27,7 @@ class UniPC(Sampler):
     """
 
     def __init__(self, order: MultistepOrder = 2, variant: UniPCVariant = "B2") -> None:
-        """Set the predictor's order and B(h): h for "B1", e^h - 1 for "B2"."""
+        """Set the predictor's order and B(h): h for "B1", 1 - e^-h for "B2" (the paper's e^h - 1 for x_0 in place of eps)."""
         self.order, self.variant = order, variant
         self.num_visits = order
         self.description = f"UniPC-{order}, {variant}"
