@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from evaluation.ablations.claims.estimates import Estimate
 from evaluation.records.intervals import MOST_SEEDS, mean_interval, seeds_to_decide
+from evaluation.records.protocol_card import as_plain
 
 Verdict = Literal["as the paper says", "otherwise than the paper says", "not decided here"]
 _NUM_ERRORS = 2.0
@@ -69,8 +70,8 @@ class Finding:
     number: Deciding | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return dataclasses.asdict(self)
+        """Return plain values for JSON, which has no word for the infinite interval of one seed."""
+        return as_plain(dataclasses.asdict(self))
 
 
 def claim(text: str, source: str, smaller: tuple[str, Estimate | None], larger: tuple[str, Estimate | None], unit: str) -> Finding | None:
@@ -106,7 +107,7 @@ def combine_seeds(findings: Sequence[Finding]) -> Finding:
     mean, half_width = map(float, mean_interval(values))
     number = dataclasses.replace(numbers[0], value=mean, error=half_width, sides=_mean_sides(numbers), seeds=values)
     if count == 1:
-        evidence = f"Only one seed has finished, and an interval needs two. {first.evidence}"
+        evidence = f"Only one seed has these numbers, and an interval needs two. {first.evidence}"
         return dataclasses.replace(first, verdict="not decided here", evidence=evidence, number=number)
     verdict = _decide(number.difference, half_width)
     evidence = _describe(number)

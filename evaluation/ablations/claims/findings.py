@@ -160,7 +160,7 @@ def _batch_size(records: Records) -> Claims:
 def _likelihood_steps(records: Records) -> Claims:
     for record in records:
         strided, repaired = (curve(record, "likelihood-steps", spacing) for spacing in ("strided", "with-small-t"))
-        if not repaired or not strided:
+        if not repaired or min(repaired) not in strided:  # it may not be finite
             continue
         few, most = min(repaired), max(strided)
         most_name = f"all {most:,} steps" if most == full_likelihood_steps(record) else f"{most:,} strided steps"

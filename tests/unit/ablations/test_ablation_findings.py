@@ -284,5 +284,8 @@ def test_numbers_that_are_not_finite_are_not_measured_and_stop_no_claim() -> Non
     measures = [{"bound": {"per_t": [1.0, value], "timesteps": [0, 1]}} for value in (1.0, None)]
     pair = [_record(role=role, measures=each) for role, each in zip(("hybrid", "vlb"), measures, strict=True)]
     assert _verdicts("vlb-ratio", pair) == {}
+    bits = [("strided", 5, None), ("with-small-t", 5, 4.1), ("strided", 400, 4.0)]
+    points = [{"spacing": spacing, "num_steps": count, "bits_per_dim": value} for spacing, count, value in bits]
+    assert _verdicts("likelihood-steps", [_record(role="hybrid", measures={"likelihood-steps": {"points": points}})]) == {}
     weights = [{"weights": name, "distance": value, "standard_error": 0.1} for name, value in (("model", 2.0), ("ema_0.9", None))]
     assert distances_by_weights(_record(measures={"raw-weights": {"points": weights}})) == {"model": (2.0, 0.1)}

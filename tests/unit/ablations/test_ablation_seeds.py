@@ -1,5 +1,6 @@
 """Repeated seeds: the interval's coverage, one finding of many seeds, and the time left."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def test_seeds_decide_where_their_interval_excludes_no_difference() -> None:
         "At this mean and spread it would take about 4 seeds."
     )
     assert _combined(-1.0, 1.0).evidence.endswith("it would take more than 100 seeds.")
-    assert _combined(-9.0).evidence.startswith("Only one seed has finished")
+    only = _combined(-9.0)
+    assert only.evidence.startswith("Only one seed has these numbers, and an interval needs two. ours: -4 ± 0.1")
+    assert json.loads(json.dumps(only.to_dict(), allow_nan=False))["number"]["error"] is None, "JSON has no infinity"
 
 
 def test_a_side_that_is_another_trial_with_each_seed_has_all_its_names() -> None:
