@@ -176,12 +176,12 @@ def compare_with_history(
     _log_to_mlflow(tracking_run_id, name, page, history, judgement, same_noise)
     finding = f"{result.distance_name} {_OUTCOMES[judgement.direction]}: {judgement.text}"
     finding += f"; {same_noise}" if same_noise else ""
+    finding += f"; a new baseline began: {judgement.baseline_reason}" if judgement.baseline_reason and len(judgement.nights) == 1 else ""
     message = _message(name, finding, result, judgement, same_noise, links)
     send_once(message, _record_uri(storage_root_uri, name))
     if judgement.direction > 0:
         raise RegressionError(f"{finding} ({result.checkpoint_uri}, {result.weights})")
-    for line in filter(None, (judgement.baseline_reason and f"a new baseline began: {judgement.baseline_reason}", finding)):
-        say(line)
+    say(finding)
     return finding
 
 
@@ -208,17 +208,23 @@ def _compare_with_first_night(folder_uri: str, judgement: Judgement) -> SameNois
     from evaluation.distances.paired import distance_difference
     from evaluation.monitoring.nightly import SameNoise
     from evaluation.records.result import EvaluationResult
+    from evaluation.records.run_directory import SAMPLES
 
-    there = set(storage.list_uris(folder_uri))
-    uris = {night.id: storage.join(folder_uri, f"{_common_name(night.id)}.json") for night in judgement.nights}
-    first = next((night for night in judgement.nights if uris[night.id] in there), judgement.night)
-    if first.id == judgement.night.id or uris[judgement.night.id] not in there:
+    # A run may have been moved, so the addresses in its results don't count.
+    samples_uri = storage.join(folder_uri.rpartition("/")[0], SAMPLES)
+    there = {*storage.list_uris(folder_uri), *storage.list_uris(samples_uri)}
+    files = {
+        night.id: (storage.join(folder_uri, f"{_common_name(night.id)}.json"), storage.join(samples_uri, f"{_common_name(night.id)}.png"))
+        for night in judgement.nights
+    }
+    first = next((night for night in judgement.nights if there.issuperset(files[night.id])), judgement.night)
+    if first.id == judgement.night.id or not there.issuperset(files[judgement.night.id]):
         return None
-    then, now = (EvaluationResult.read(uris[night.id]) for night in (first, judgement.night))
+    then, now = (EvaluationResult.read(files[night.id][0]) for night in (first, judgement.night))
     same = all(then.protocol["distance"][name] == now.protocol["distance"][name] for name in ("seed", "num_samples"))
     if not same or not math.isfinite(now.distance - then.distance):
         return None
-    then_png, now_png = (storage.read_bytes(each.grid_uri) for each in (then, now))
+    then_png, now_png = (storage.read_bytes(files[night.id][1]) for night in (first, judgement.night))
     return SameNoise(first=first.at, difference=distance_difference(now, then), first_png=then_png, png=now_png)
 
 

@@ -1,7 +1,9 @@
 """The nightly steps on disk: a model is scored night by night, damaged, found, and its new level accepted. MLflow is away."""
 
+import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,29 @@ def test_a_night_without_a_finite_distance_is_a_regression_and_the_next_night_re
     history = read_history(run_uri)
     assert history is not None
     assert (history.nights[-1].distance, history.nights[-1].redrawn) == (None, ())
+
+
+def test_a_run_that_was_moved_keeps_its_nights_and_a_new_baseline_is_told_with_its_reason(
+    run_uri: str, digits_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_history(run_uri, History())
+
+    def check(uri: str, name: str) -> str:
+        scored = score_model(checkpoint.checkpoint_uri(uri, 100), "", digits_uri, str(tmp_path), f"nightly-{name}", {})
+        return compare_with_history(scored, "no-run", 3, 0.0, str(tmp_path), str(tmp_path / "page.html"))
+
+    check(run_uri, "1")
+    moved = shutil.move(run_uri, tmp_path / "elsewhere")
+    assert "have exactly the distance of that night" in check(str(moved), "2"), "the addresses in its results are of its first place"
+    history = read_history(str(moved))
+    assert history is not None
+    first, last = history.nights
+    assert last.protocol is not None
+    earlier = dataclasses.replace(last, protocol={**last.protocol, "num_samples": 40})
+    write_history(str(moved), dataclasses.replace(history, nights=(first, earlier)))
+    assert re.search(
+        r"is healthy: \S+, the first score of the baseline; no change can be detected yet; "
+        r"a new baseline began: the protocol changed on \S+: num_samples 40 -> 80$",
+        check(str(moved), "3"),
+    )
