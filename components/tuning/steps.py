@@ -25,6 +25,11 @@ from training.loop.interfaces import TrainingError
 Train = Callable[[Experiment, str, Pruner | None], None]
 """Trains an experiment as the trial of that label."""
 
+_NOT_SCORED = (
+    "its run has no score by this protocol, as one that was trained before and scored by another; another seed of the experiment "
+    "(--set seed=N) trains every trial anew"
+)
+
 
 def tune(
     request: Mapping[str, Any],
@@ -125,7 +130,7 @@ def _run_trial(
     Raises:
         Exception: One that says nothing against the trial, such as an S3 that is away.
     """
-    from evaluation.monitoring.checkpoint_scorer import read_history
+    from evaluation.monitoring.checkpoint_scorer import comparable_history
 
     label, run_uri = label_of(number, params), ""
     best = best_of(others)
@@ -136,18 +141,20 @@ def _run_trial(
         run_uri = identify(experiment, data_uri, storage_root_uri).uri
         if read_result(run_uri):
             say(f"run {run_uri.rpartition('/')[2]} is already trained")
-        elif pruner is None or pruner(read_history(run_uri)) is None:  # an equal trial may have been pruned before
+        elif (
+            pruner is None or pruner(comparable_history(run_uri, experiment.evaluation)) is None
+        ):  # an equal trial may have been pruned before
             train(experiment, label, pruner)
     except (UserError, TrainingError) as error:
         say(f"trial {number} failed: {error}")
         return TrialRecord(number=number, params=params, state="failed", reason=" ".join(str(error).split()), run_uri=run_uri)
-    history, result = read_history(run_uri), read_result(run_uri)
+    history, result = comparable_history(run_uri, experiment.evaluation), read_result(run_uri)
     scores = smallest_scores(history)
     reason, rungs = pruner.judge(history) if pruner is not None else (None, {})
     score, step = min(((score, step) for step, score in scores if score is not None), default=(None, None))
     state: State
     if result and score is None:
-        state, reason = "failed", "it has no finite score"
+        state, reason = "failed", "it has no finite score" if history else _NOT_SCORED
     else:
         state, reason = ("complete", "") if result else ("pruned", reason or "")
     say(f"trial {number}: {state}" + ("" if score is None else f", {score:.4g} at step {step:,}"))

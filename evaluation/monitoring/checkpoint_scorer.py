@@ -27,7 +27,7 @@ from evaluation.sampling.generate import QUANTIZATION, LowRes, NotFiniteError, R
 from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest, load_model
 from training import storage
 from training.checkpoints import checkpoint
-from training.config.experiment import EvaluationConfig, Experiment, Precision
+from training.config.experiment import EvaluationConfig, Experiment, Precision, SamplingConfig
 from training.config.plain import as_plain_fields
 from training.console import say
 
@@ -226,3 +226,21 @@ def read_history(run_uri: str) -> list[dict[str, Any]]:
     uris = [uri for uri in storage.list_uris(storage.join(run_uri, EVALUATIONS)) if uri.rpartition("/")[2].startswith("step=")]
     with ThreadPoolExecutor(_NUM_READERS) as pool:  # there may be a thousand
         return sorted(pool.map(lambda uri: storage.read_json(uri, StoredScore), uris), key=lambda score: int(score["step"]))
+
+
+def comparable_history(run_uri: str, evaluation: EvaluationConfig) -> list[dict[str, Any]]:
+    """Read the scores that were taken by these settings, by step; scores of earlier versions, which say less, are among them.
+
+    A run's key leaves out what scores it, so a run can have scores of other settings too, such as fewer samples.
+    """
+
+    def is_comparable(score: Mapping[str, Any]) -> bool:
+        protocol = score.get("protocol", {})
+        sampling, reference = protocol.get("sampling"), protocol.get("reference", {})
+        return (
+            protocol.get("num_samples") in (None, evaluation.scoring_num_samples)
+            and (sampling is None or SamplingConfig(**sampling) == evaluation.scoring_sampling)
+            and reference.get("extractor") in (None, evaluation.extractor)
+        )
+
+    return [score for score in read_history(run_uri) if is_comparable(score)]

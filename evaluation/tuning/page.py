@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from evaluation.monitoring.checkpoint_scorer import read_history
+from evaluation.monitoring.checkpoint_scorer import comparable_history
 from evaluation.records.numbers import NONE
 from evaluation.reports.charts import COLOURS, STYLE, Chart, Line, Picture, as_svg, draw_lines
 from evaluation.reports.html import render as fill
@@ -29,10 +29,10 @@ def render(request: TuneRequest, records: Sequence[TrialRecord], *, links: Mappi
     """Return the page as HTML; `links` are name -> address."""
     best, axes = best_of(records), request.axes()
     scored = next((record for record in ranked(records) if record.scores), None)
-    history = read_history(scored.run_uri) if scored else []
+    experiment = request.experiment()
+    history = comparable_history(scored.run_uri, experiment.evaluation) if scored else []
     protocol = history[0]["protocol"] if history else {}
     name = protocol.get("distance", "score")
-    experiment = request.experiment()
     return fill(
         _TEMPLATE,
         title=f"Tuning of {experiment.name}",

@@ -11,6 +11,8 @@ import numpy as np
 import optuna
 import pytest
 
+from components.steps.runs import identify
+from components.tuning.steps import _run_trial
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.tuning.optimiser import Pruner, suggest
 from evaluation.tuning.page import render
@@ -19,6 +21,7 @@ from evaluation.tuning.request import TuneOptions, TuneRequest
 from training import storage
 from training.config.errors import UserError
 from training.config.files import read_experiment_file
+from training.config.plain import as_plain_fields
 
 RATE, DROPOUT, WIDTH = "optim.learning_rate", "model.dropout", "model.model_channels"
 REQUEST = TuneRequest(
@@ -149,6 +152,27 @@ def test_more_trials_are_the_same_tuning_and_another_seed_is_another() -> None:
     assert more.key("digest") == REQUEST.key("digest") != other.key("digest")
     assert REQUEST.key("other images") != REQUEST.key("digest")
     assert TuneRequest.from_dict(more.to_dict()) == more
+
+
+def test_a_run_that_was_scored_by_another_protocol_is_no_trial_among_the_others(digits_uri: str, tmp_path: Path) -> None:
+    """No key of a run has what scores it, so more samples for the same experiment find the run with its few."""
+    places = {"data_uri": digits_uri, "storage_root_uri": str(tmp_path)}
+    params: dict[str, Any] = {RATE: 0.002, DROPOUT: 0.0, WIDTH: "32"}
+    experiment = REQUEST.trial(params)
+    run_uri, evaluation = identify(experiment, **places).uri, experiment.evaluation
+    sampling = as_plain_fields(evaluation.scoring_sampling)
+    own = {"num_samples": evaluation.scoring_num_samples, "sampling": sampling, "reference": {"extractor": evaluation.extractor}}
+    storage.write_json(f"{run_uri}/result.json", {"step": 200})
+
+    def trained(number: int, **protocol: Any) -> TrialRecord:
+        score = {"step": 100 * number, "scores": {"a": 9.0 / number}, "protocol": {"sampler": "DPM-Solver++", **own, **protocol}}
+        storage.write_json(f"{run_uri}/evaluations/step={100 * number:08d}.json", score)
+        return _run_trial(REQUEST, 0, params, [], lambda *_: None, **places)
+
+    few = trained(1, num_samples=10)
+    assert (few.state, few.score, few.scores) == ("failed", None, ())
+    assert "no score by this protocol" in few.reason
+    assert (trained(2).state, trained(2).scores) == ("complete", ((200, 4.5),))
 
 
 def test_a_trial_whose_learning_rate_would_be_0_before_its_end_is_refused() -> None:
