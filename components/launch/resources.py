@@ -7,6 +7,7 @@ name of a profile, or a JSON object of what differs from one.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -34,6 +35,8 @@ _TEXT_FROM_NUMBERS = {"extra": "forbid", "coerce_numbers_to_str": True}
 _MAX_SECONDS = 2**31 - 1
 """KubeRay keeps a deadline in 32 bits."""
 STAGES = ("data", "train", "evaluate")
+_ENTRY = re.compile(r"(node_selector|rayjob\.(?:labels|annotations|env))\.(.+)")
+"""Path of a map's entry: the map, and the key."""
 _GIB = 2**30
 _MIN_BASE_BYTES, _MIN_WORKER_BYTES = _GIB, _GIB // 2
 """Least memory of a pod: for Python, torch and Ray's object store (at least 80 MB, and 30% of the memory), and for each worker."""
@@ -314,7 +317,7 @@ def merge_resources(text: str, changes: Mapping[str, Any], *, stage: str) -> str
 
     Args:
         text: As for `read_resources`.
-        changes: Path -> value, like {"num_workers": 4, "rayjob.head_cpu": "1"}.
+        changes: Path -> value, like {"num_workers": 4, "rayjob.head_cpu": "1"}. What follows the name of a map is one key, also with dots.
         stage: As for `read_resources`.
 
     Raises:
@@ -322,7 +325,8 @@ def merge_resources(text: str, changes: Mapping[str, Any], *, stage: str) -> str
     """
     merged = _given(text, f"{stage}_resources")
     for path, value in changes.items():
-        *parents, leaf = path.split(".")
+        entry = _ENTRY.fullmatch(path)
+        *parents, leaf = [*entry[1].split("."), entry[2]] if entry else path.split(".")
         node = merged
         for parent in parents:
             node = node.setdefault(parent, {})

@@ -333,6 +333,17 @@ def test_what_a_cluster_may_have_is_sent(train: CompiledPipeline) -> None:
     assert read.pod.gpus == "0"
 
 
+def test_a_key_with_dots_is_one_key(train: CompiledPipeline) -> None:
+    """Such as the labels of nodes, nearly all of which have dots."""
+    resources = ["train=rayjob-1xgpu", "train.node_selector.cloud.google.com/gke-accelerator=nvidia-h100-80gb"]
+    resources += ["train.rayjob.labels.example.com/team=vision", "train.rayjob.annotations.example.com/cost=42", "train.rayjob.env.A=b"]
+    given = cluster_arguments_of(train, preset="", overrides=[], words=[], resources=resources)
+    read = read_resources(given["train_resources"], stage="train")
+    assert read.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
+    assert (read.rayjob.labels, read.rayjob.annotations) == ({"example.com/team": "vision"}, {"example.com/cost": "42"})
+    assert read.rayjob.env == {"A": "b"}
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_can_be_named(profile: str, train: CompiledPipeline) -> None:
     given = cluster_arguments_of(train, preset="", overrides=[], words=[], resources=[f"train={profile}", f"evaluate={profile}"])
