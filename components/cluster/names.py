@@ -78,6 +78,8 @@ def require_node_selector(selector: Mapping[str, Any]) -> None:
     for key, value in selector.items():
         if not isinstance(value, str):
             raise UserError(f'node_selector: the value of label {key} must be text; write "{json.dumps(value)}" in quotes')
+        _require_key("node_selector", key)
+        _require_label_value("node_selector", key, value)
 
 
 def require_tolerations(tolerations: Sequence[Any]) -> None:
@@ -92,20 +94,28 @@ def require_labels(name: str, labels: Mapping[str, str]) -> None:
     """Refuse what Kubernetes does not take as labels, and those by which we and KubeRay find pods."""
     require_annotations(name, labels)
     for key, value in labels.items():
-        if not _LABEL_VALUE.fullmatch(value):
-            raise UserError(
-                f"{name}: the value {value!r} of {key} is no label: at most 63 letters, digits, '-', '_' and '.', and it begins and ends "
-                "with a letter or digit"
-            )
+        _require_label_value(name, key, value)
 
 
 def require_annotations(name: str, annotations: Mapping[str, str]) -> None:
     """Refuse keys that Kubernetes does not take, and those that we or KubeRay set."""
     for key in annotations:
-        if not _LABEL_KEY.fullmatch(key):
-            raise UserError(f"{name}: {key!r} can't be a key; it reads like team, or example.com/team")
+        _require_key(name, key)
         if key.startswith(_RESERVED_KEYS):
             raise UserError(f"{name}: {key} is set by this project, KubeRay or Kueue; leave it out")
+
+
+def _require_key(name: str, key: str) -> None:
+    if not _LABEL_KEY.fullmatch(key):
+        raise UserError(f"{name}: {key!r} can't be a key; it reads like team, or example.com/team")
+
+
+def _require_label_value(name: str, key: str, value: str) -> None:
+    if not _LABEL_VALUE.fullmatch(value):
+        raise UserError(
+            f"{name}: the value {value!r} of {key} is no label: at most 63 letters, digits, '-', '_' and '.', and it begins and ends "
+            "with a letter or digit"
+        )
 
 
 def require_env(name: str, env: Mapping[str, str]) -> None:
@@ -139,5 +149,5 @@ def _is_toleration(value: Any) -> bool:
         and value.keys() <= _TOLERATION
         and value.get("operator", "") in _OPERATORS
         and value.get("effect", "") in _EFFECTS
-        and (bool(value.get("key")) or value.get("operator") == "Exists")
+        and (not value.get("value") if value.get("operator") == "Exists" else bool(value.get("key")))
     )

@@ -203,6 +203,12 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--resources", "train.gpu_type=gpu"), "it reads like nvidia.com/gpu"),
         (("train", "--resources", 'train.node_selector={"gpu": 1}'), 'the value of label gpu must be text; write "1" in quotes'),
         (("train", "--resources", 'train.tolerations=["gpu"]'), "'gpu' is not a toleration of a pod"),
+        (("train", "--resources", "train.node_selector.example.com/pool=a 100"), "the value 'a 100' of example.com/pool is no label"),
+        (("train", "--resources", 'train.node_selector={"a b": "c"}'), "node_selector: 'a b' can't be a key"),
+        (
+            ("train", "--resources", 'train.tolerations=[{"key": "gpu", "operator": "Exists", "value": "yes"}]'),
+            "is not a toleration of a pod",
+        ),
         (("train", "--resources", "data.num_workers=0"), "data_resources.num_workers: must be at least 1, got 0"),
         (("train", "--resources", "data=1xgpu"), "data_resources: images are prepared on processors"),
         (("train", "--resources", "evaluate.precision=bf16"), "evaluate_resources.precision is read by training alone"),
