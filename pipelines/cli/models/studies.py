@@ -216,17 +216,21 @@ def adopt_reference(
     data: str = typer.Argument(..., help="Directory of the data set whose training images they describe."),
     out: str = typer.Argument(..., help="npz to write; give it as --reference."),
     extractor: str = typer.Option("inception", help="Extractor of their features."),
+    num_images: int = typer.Option(0, min=0, help="Number of images that they are of; 0 is all training images."),
 ) -> None:
     """Import external FID statistics, declaring their dataset and extractor."""
     connect()
+    import dataclasses
+
     from evaluation.distances.reference_statistics import import_statistics, provenance_of
     from evaluation.features.extractors import extractor_id
     from training.data.format.manifest import read_manifest
 
     network = extractor_id(extractor)
     manifest = read_manifest(storage.join(data, "train"))
-    made = import_statistics(file, out, provenance_of(manifest, network))
-    print(f"{made.uri}: {made.features.dim}-dimensional features of {extractor}, vouched for as {manifest.num_images:,} images of {data}")
+    count = num_images or manifest.num_images
+    made = import_statistics(file, out, dataclasses.replace(provenance_of(manifest, network), num_images=count))
+    print(f"{made.uri}: {made.features.dim}-dimensional features of {extractor}, vouched for as {count:,} images of {data}")
 
 
 def _numbers(words: str, kind: Callable[[str], Any], option: str) -> list[Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from evaluation.distances import metrics
 from evaluation.distances.frechet import FeatureStatistics, Moments, frechet_distance
@@ -26,8 +27,11 @@ from evaluation.features.digit_classifier import WEIGHTS_SHA256
 from evaluation.features.extractors import DigitsExtractor
 from evaluation.records import npz
 from evaluation.studies.batch_score import score_batch
+from pipelines.cli.main import app
+from tests.unit.evaluation.conftest import write_run
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
+from training.config.experiment import Experiment
 from training.data.format.manifest import read_manifest
 from training.data.loading.row_groups import iterate
 
@@ -216,6 +220,18 @@ def test_an_evaluation_takes_real_images_from_an_adopted_batch(run_uri: str, dig
     assert "60 samples, 300 real images" in result.metrics["precision"]["note"]
     with pytest.raises(UserError, match="records its provenance already"):
         import_statistics(adopted, str(tmp_path / "again.npz"), provenance_of(read_manifest(f"{digits_uri}/train"), DigitsExtractor()))
+
+
+def test_statistics_of_fewer_images_than_the_data_set_has_are_adopted_for_a_protocol_of_as_many(
+    experiment: Experiment, digits_uri: str, adm_reference: str, tmp_path: Path
+) -> None:
+    """The paper's LSUN models have a reference of 50,000 of the three million images."""
+    uri = f"{write_run(str(tmp_path / 'run'), experiment.override(['evaluation.num_reference_images=300']))}/checkpoints/step=00000200"
+    adopted = str(tmp_path / "adopted.npz")
+    command = ["adopt-reference", adm_reference, digits_uri, adopted, "--extractor", "digits-classifier", "--num-images", "300"]
+    assert "vouched for as 300 images" in CliRunner().invoke(app, command, catch_exceptions=False).output
+    result = evaluate(uri, digits_uri, adopted, options=EvaluationOptions(likelihood=False, num_samples=20))
+    assert result.protocol["distance"]["reference"]["num_images"] == 300
 
 
 def test_unsuitable_files_are_refused_with_their_names(samples: str, adm_reference: str, reference_uri: str, tmp_path: Path) -> None:
