@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from components.container.image import DEFAULT_IMAGE, VERSION, ImageError, image_from
+from training.config.addresses import contains_password
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("cpu", "gpu")
@@ -257,10 +258,15 @@ def main() -> int:
     try:
         if target not in TARGETS:
             raise BuildError(f"TARGET {target!r} is none of {', '.join(TARGETS)}")
+        given = environment.get("TORCH_INDEX")
+        if given and contains_password(given):
+            raise BuildError(
+                "TORCH_INDEX contains a password, which logs and lists of processes would show; name that index in pip's configuration "
+                "(extra-index-url), which reaches the build as a secret"
+            )
         image = image_from(environment.get("IMAGE") or DEFAULT_IMAGE, variable="IMAGE")
         engine = find_engine(environment)
         pip = pip_configuration()
-        given = environment.get("TORCH_INDEX")
         if given is None:
             torch = choose_torch(target, pip)
         else:

@@ -198,6 +198,7 @@ def test_podman_is_used_if_there_is_no_docker_and_has_limits_that_it_can_set(eng
         ({"TARGET": "tpu"}, "TARGET 'tpu' is none of cpu, gpu"),
         ({"IMAGE": "iddpm:latest"}, "IMAGE: 'iddpm:latest' can change"),
         ({"IMAGE": "not an image"}, "IMAGE: 'not an image' is not an image reference"),
+        ({"TORCH_INDEX": "https://me:not-to-be-shown@mirror.example.com/cpu"}, "TORCH_INDEX contains a password"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(engine: _Engine, environment: dict[str, str], said: str) -> None:
@@ -206,6 +207,7 @@ def test_a_mistake_is_one_line_that_names_it(engine: _Engine, environment: dict[
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"image: {said}")
+    assert "not-to-be-shown" not in line
 
 
 def test_an_engine_that_does_not_answer_has_another_error_than_a_missing_one(engine: _Engine) -> None:
