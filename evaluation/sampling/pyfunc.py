@@ -44,10 +44,8 @@ class Sampler:
         images = []
         if not len(model_input):
             raise UserError("the table has no row; give one for each seed")
-        for row in model_input.to_dict("records"):
-            given = {
-                name: _whole(name, value) for name, value in row.items() if value is not None and value == value
-            }  # NaN stands for none
+        for row in model_input.astype(object).where(model_input.notna(), None).to_dict("records"):
+            given = {name: _whole(name, value) for name, value in row.items() if value is not None}
             if "seed" not in given or not set(given) <= {"seed", "num_images", "label", "evaluations"}:
                 raise UserError(f"a row has seed, and may have num_images, label and evaluations; got {', '.join(given) or 'nothing'}")
             for name in ("num_images", "evaluations"):

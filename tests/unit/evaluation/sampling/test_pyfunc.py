@@ -22,6 +22,7 @@ def test_a_row_gives_its_images(sampler: Sampler) -> None:
     images = sampler.predict(table)
     assert images.shape == (3, 8, 8, 1)
     assert images.dtype == np.uint8
+    assert np.array_equal(sampler.predict(table.convert_dtypes()), images), "pandas' own missing value stands for none too"
 
 
 @pytest.mark.parametrize(
