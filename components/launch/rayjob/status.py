@@ -26,14 +26,8 @@ _LOST_DRIVER = re.compile(rf"exit code (-9|137|{TRY_AGAIN})\b|Submitter complete
 """Messages of a job whose driver was killed, or says that a later try may succeed."""
 _POD_NAME = re.compile(r'\bpods? "[^"]*"')
 """A pod that was refused has a new name in each try, so that its message would be new each time."""
-_TROUBLED = (
-    "ImagePullBackOff",
-    "ErrImagePull",
-    "InvalidImageName",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "CrashLoopBackOff",
-)
+_STARTING = ("PodInitializing", "ContainerCreating")
+"""Kubernetes' words for a container that starts as it should."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,10 +100,12 @@ def remedy_of(status: Status) -> str:
 
 
 def pod_troubles(pods: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the problems that keep pods from running, each once: no node fits, no image, no Secret, out of memory."""
+    """Return the problems that keep pods from running, each once: no node fits, no image, no Secret, out of memory, refused by the node."""
     troubles: dict[str, None] = {}
     for pod in pods:
         status = pod.get("status") or {}
+        if status.get("phase") == "Failed" and status.get("reason"):  # by the kubelet, such as "Evicted"
+            troubles[f"{_role(pod)}: {_reason(status)}"] = None
         for condition in status.get("conditions") or ():
             if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
                 troubles[
@@ -117,12 +113,17 @@ def pod_troubles(pods: Sequence[Mapping[str, Any]]) -> list[str]:
                 ] = None
         for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
             waiting = (container.get("state") or {}).get("waiting") or {}
-            if waiting.get("reason") in _TROUBLED:
-                troubles[f"{_role(pod)}: {waiting['reason']}: {' '.join((waiting.get('message') or '').split())[:200]}"] = None
+            if waiting.get("reason") and waiting["reason"] not in _STARTING:
+                troubles[f"{_role(pod)}: {_reason(waiting)}"] = None
             for state in (container.get("state"), container.get("lastState")):
                 if ((state or {}).get("terminated") or {}).get("reason") == "OOMKilled":
                     troubles[f"{_role(pod)}: out of memory; give it more"] = None
     return list(troubles)
+
+
+def _reason(status: Mapping[str, Any]) -> str:
+    message = " ".join((status.get("message") or "").split())[:200]
+    return f"{status['reason']}: {message}" if message else str(status["reason"])
 
 
 def refused_pods(rayjob: Mapping[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ from components.cluster.names import LAUNCH_LABEL, RUN_LABEL
 from components.cluster.workflows import Owner
 from components.launch.rayjob.follow import Pace, RayJobError, run_rayjob
 from components.launch.rayjob.manifest import RayJob, render
-from components.launch.rayjob.status import failure_message, read_status, remedy_of
+from components.launch.rayjob.status import failure_message, pod_troubles, read_status, remedy_of
 from components.launch.resources import RayJobOptions, StageResources
 
 _SUCCEEDED = recorded_statuses("4504db")
@@ -384,6 +384,34 @@ def test_a_job_of_another_run_is_followed_to_that_ones_deadline(cluster):
     _run(_job(deadline=1), clock=clock, poll_seconds=300.0)
     assert 3600 < clock.seconds < 6 * 3600
     assert cluster.count("DELETE") == 0
+
+
+def _waiting(reason: str, message: str = "") -> dict[str, Any]:
+    return {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (_waiting("PodInitializing"), []),
+        (_waiting("ContainerCreating"), []),
+        (_waiting("ErrImageNeverPull", "image is not present with pull policy of Never"), ["image is not present"]),
+        (_waiting("RunContainerError", "nvidia-container-cli: initialization error"), ["RunContainerError: nvidia-container-cli"]),
+        (
+            {"phase": "Failed", "reason": "Evicted", "message": 'Usage of EmptyDir volume "scratch" exceeds the limit "50Gi".'},
+            ['worker: Evicted: Usage of EmptyDir volume "scratch" exceeds'],
+        ),
+        (
+            {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed due to requested number of devices"},
+            ["UnexpectedAdmissionError: Allocate failed"],
+        ),
+        ({"phase": "Failed"}, []),
+    ],
+)
+def test_what_keeps_a_pod_from_running_is_named_in_kubernetes_words(status, said):
+    troubles = pod_troubles([{"metadata": {"labels": {"ray.io/node-type": "worker"}}, "status": status}] * 2)
+    assert len(troubles) == len(said)
+    assert all(words in trouble for words, trouble in zip(said, troubles, strict=True))
 
 
 @pytest.mark.parametrize("status", [_RUNNING, {}], ids=["outlived", "unseen"])
