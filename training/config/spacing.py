@@ -42,15 +42,15 @@ def section_spacing(num_timesteps: int, counts: tuple[int, ...]) -> tuple[int, .
 def ddim_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
     """Return every i-th timestep from 0, for the integer i that gives exactly K of them (the released code's `ddimK`).
 
-    The last one is near T - T/K, never T - 1 unless K = T.
+    The last one is about T - T/K, and T - 1 only where the stride divides T - 1. There is no K = 1, which would be timestep 0 alone.
 
     Raises:
         UserError: No integer stride gives K timesteps.
     """
-    for stride in range(1, num_timesteps + 1):
+    for stride in range(1, num_timesteps):
         if len(range(0, num_timesteps, stride)) == num_steps:
             return tuple(range(0, num_timesteps, stride))
-    possible = sorted({len(range(0, num_timesteps, stride)) for stride in range(1, num_timesteps + 1)})
+    possible = sorted({len(range(0, num_timesteps, stride)) for stride in range(1, num_timesteps)})
     nearest = sorted(possible, key=lambda n: abs(n - num_steps))[:2]
     raise UserError(
         f"no integer stride over {num_timesteps} timesteps gives {num_steps} of them; "

@@ -63,6 +63,7 @@ def test_an_explicit_list_is_sorted_and_without_duplicates() -> None:
         ("1,1,1,1", 3, "4 sections do not fit"),
         ("ddim60", 1000, "ddim59 and ddim63"),
         ("ddim0", 100, "use 1 to 100"),
+        ("ddim1", 100, "ddim2 and ddim3"),
         ("nll:0", 100, "use 1 to 100"),
         ("nll:101", 100, "use 1 to 100"),
         ("t:5,100", 100, r"\[100\].* 0\.\.99"),
