@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from pipelines.services import daemons
 from pipelines.services import services as local_services
 from training import storage
 from training.tracking import client as mlflow_client
-from training.tracking import metrics_file, sender
+from training.tracking import metrics_file, registry, sender
 from training.tracking import runs as tracking
 from training.tracking.metrics_file import METRICS, MetricsFile, read_metric
 from training.tracking.runs import TrackingError, attach
@@ -524,3 +525,35 @@ def test_a_request_that_can_never_work_is_refused_at_once(key):
 def test_importing_it_does_not_import_mlflow():
     code = "import sys, training.tracking.runs; assert not {'boto3', 'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_model_is_registered_beside_another_at_the_same_moment_and_beside_a_champion_made_by_hand(key, bucket_uri, monkeypatch):
+    from mlflow import MlflowClient
+
+    run = open_run(key)
+    model = registry.RegisteredModel(
+        name=key,
+        run_id=run.run_id,
+        checkpoint_uri=f"{bucket_uri}/runs/{key}/checkpoints/step=00000010",
+        weights="model",
+        data_uri="",
+        distance_name="FID",
+        distance=1.0,
+    )
+    search = MlflowClient.search_registered_models
+
+    def search_just_before_another_makes_it(client, *arguments, **options):
+        found = search(client, *arguments, **options)
+        client.create_registered_model(key)
+        return found
+
+    monkeypatch.setattr(MlflowClient, "search_registered_models", search_just_before_another_makes_it)
+    found = registry.register(model, loader_module="evaluation.sampling.pyfunc")
+    assert registry.resolve(key) == found
+    monkeypatch.undo()
+    by_hand = server().create_model_version(key, source=bucket_uri)
+    server().set_registered_model_alias(key, registry.CHAMPION, by_hand.version)
+    better = registry.register(dataclasses.replace(model, weights="ema_0.9", distance=0.5), loader_module="evaluation.sampling.pyfunc")
+    assert better.version not in (found.version, by_hand.version)
+    assert server().get_model_version_by_alias(key, registry.CHAMPION).version == by_hand.version
+    assert run.finish("FINISHED")

@@ -6,11 +6,14 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training import storage
 from training.console import say
 from training.tracking.client import TrackingError, connect, none_if_missing, request, wait_for_mlflow
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 CHAMPION = "champion"
 _TAGS = ("checkpoint_uri", "weights", "distance_name", "distance", "data_uri")
@@ -49,7 +52,7 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
 
     def find_or_create() -> Any:
         if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
+            _create(client, name)
         for version in client.search_model_versions(f"name = '{name}' and run_id = '{model.run_id}'"):
             if tags.items() <= version.tags.items():
                 if not version.description and model.description:
@@ -59,7 +62,11 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
         return client.create_model_version(name, source=source, run_id=model.run_id, tags=tags, description=model.description or None)
 
     registered = _read(request(find_or_create))
-    champion = _by_alias(client, name)
+    version = _by_alias(client, name)
+    if version is not None and _missing_tags(version):
+        say(f"{name} version {version.version} stays the registry's champion: it was made by hand, and has no distance to compare with")
+        return registered
+    champion = None if version is None else _read(version)
     is_same = champion is not None and (champion.checkpoint_uri, champion.weights) == (model.checkpoint_uri, model.weights)
     if is_same and champion is not None and champion.version != registered.version:  # evaluated again: its number is this one now
         request(lambda: client.set_registered_model_alias(name, CHAMPION, registered.version))
@@ -67,6 +74,16 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
         request(lambda: client.set_registered_model_alias(name, CHAMPION, registered.version))
         say(f"{name} version {registered.version} is the registry's champion, at {model.distance_name} {model.distance:.4g}")
     return registered
+
+
+def _create(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process made it at the same moment
+            raise
 
 
 def _write_pyfunc(model: RegisteredModel, loader_module: str) -> str:
@@ -91,19 +108,23 @@ def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> 
     wait_for_mlflow()
     if version is not None:
         return _read(request(lambda: connect().get_model_version(name, version)))
-    model = _by_alias(connect(), name, alias)
-    if model is None:
+    found = _by_alias(connect(), name, alias)
+    if found is None:
         raise TrackingError(f"MLflow's registry has no model {name!r} with the alias {alias!r}; a finished train pipeline registers one")
-    return model
+    return _read(found)
 
 
-def _by_alias(client: Any, name: str, alias: str = CHAMPION) -> RegisteredModel | None:
-    version = request(lambda: none_if_missing(lambda: client.get_model_version_by_alias(name, alias)))
-    return None if version is None else _read(version)
+def _by_alias(client: MlflowClient, name: str, alias: str = CHAMPION) -> Any:
+    """Return MLflow's version that has the alias; None if there is none."""
+    return request(lambda: none_if_missing(lambda: client.get_model_version_by_alias(name, alias)))
+
+
+def _missing_tags(version: Any) -> list[str]:
+    return [key for key in _TAGS if f"iddpm.{key}" not in version.tags]
 
 
 def _read(version: Any) -> RegisteredModel:
-    missing = [key for key in _TAGS if f"iddpm.{key}" not in version.tags]
+    missing = _missing_tags(version)
     if missing:
         raise TrackingError(
             f"version {version.version} of the registered model {version.name!r} has no tag iddpm.{missing[0]}; was it made by hand?"
