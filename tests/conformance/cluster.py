@@ -38,7 +38,8 @@ T = TypeVar("T")
 _POLL_SECONDS = 2.0
 _REPLICAS = "iddpm-conformance/replicas"
 _SUSPENDED = "iddpm-conformance/suspended"
-"""Annotation of what was scaled to zero: the number to go back to, for a session that was killed."""
+_BEFORE = "iddpm-conformance/before"
+"""Annotations for a session that was killed: the number of replicas to go back to, the suspension, and the Secret that was there."""
 _LABEL = "iddpm-conformance"
 _STEP_LINE = re.compile(r"^(\S+) .*\bstep ([\d,]+)/[\d,]+ ", re.MULTILINE)
 
@@ -381,9 +382,10 @@ class Cluster:
             if _SUSPENDED in (each["metadata"].get("annotations") or {}):
                 path = f"{self.path_of('cronjobs')}/{each['metadata']['name']}"
                 self.call("PATCH", path, {"metadata": {"annotations": {_SUSPENDED: None}}, "spec": {"suspend": False}})
-        for kind in ("pods", "secrets"):
-            for each in self.items(self.path_of(kind), labelSelector=f"{_LABEL}=true"):
-                self.call("DELETE", f"{self.path_of(kind)}/{each['metadata']['name']}")
+        for each in self.items(self.path_of("pods"), labelSelector=f"{_LABEL}=true"):
+            self.call("DELETE", f"{self.path_of('pods')}/{each['metadata']['name']}")
+        for each in self.items(self.path_of("secrets"), labelSelector=f"{_LABEL}=true"):
+            self._put_back(each)
 
     def start_pod(self, name: str, code: str, *, cpu: str = "500m", memory: str = "512Mi") -> dict[str, Any]:
         """Start a pod of the project's image that runs Python with the credentials of a step; it is deleted when the scenario ends.
@@ -414,7 +416,7 @@ class Cluster:
         if self.call("GET", path) is not None:  # before its deletion is noted: it may be another's
             raise NotHereError(
                 f"pod {name} is there already: another conformance run works in namespace {self.settings.namespace}; wait for its end, "
-                f"or delete what one left that was killed: kubectl -n {self.settings.namespace} delete pod,secret -l {_LABEL}=true"
+                f"or delete what one left that was killed: kubectl -n {self.settings.namespace} delete pod -l {_LABEL}=true"
             )
         self.undo.callback(self.call, "DELETE", path, {"gracePeriodSeconds": 0})
         self.call("POST", self.path_of("pods"), body)
@@ -429,13 +431,27 @@ class Cluster:
         """Create a Secret, in place of the one that may be there, for the time of the scenario."""
         path = f"{self.path_of('secrets')}/{name}"
         before = self.call("GET", path)
+        metadata: dict[str, Any] = {"name": name, "labels": {_LABEL: "true"}}
         if before is not None:
-            kept = {"apiVersion": "v1", "kind": "Secret", "type": before["type"], "data": before.get("data") or {}}
-            self.undo.callback(self.call, "POST", self.path_of("secrets"), {**kept, "metadata": {"name": name}})
+            kept = {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "type": before["type"],
+                "data": before.get("data") or {},
+                "metadata": {"name": name},
+            }
+            metadata["annotations"] = {_BEFORE: json.dumps(kept)}
+        ours = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": dict(values)}
+        self.undo.callback(self._put_back, ours)
+        if before is not None:
             self.call("DELETE", path)
-        self.undo.callback(self.call, "DELETE", path)
-        metadata = {"name": name, "labels": {_LABEL: "true"}}
-        self.call("POST", self.path_of("secrets"), {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": dict(values)})
+        self.call("POST", self.path_of("secrets"), ours)
+
+    def _put_back(self, ours: Mapping[str, Any]) -> None:
+        """Delete a Secret of a scenario, and create the one that was there before."""
+        self.call("DELETE", f"{self.path_of('secrets')}/{ours['metadata']['name']}")
+        if before := (ours["metadata"].get("annotations") or {}).get(_BEFORE):
+            self.call("POST", self.path_of("secrets"), json.loads(before))
 
     def start_webhook(self, *events: str, refusals: int = 0, hung_minutes: float | None = None) -> None:
         """Start a receiver of the webhook's messages, and tell the runs of the scenario to send them there.
