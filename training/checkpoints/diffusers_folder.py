@@ -5,9 +5,10 @@
 
 The published folders of 2022 (`google/ddpm-*`) have no directories inside, weights that end in .bin, and older names of the attention.
 
-diffusers itself is not needed. Its `UNet2DModel` is the paper's network except for two things. The size of a head is one number, so
-the same number of heads at several widths can't be expressed; and the network is fed integers. A model that was trained with
-t * 1000/T gets a scheduler of 1000 timesteps, whose alpha_bar at t' is ours at t = t' * T/1000, interpolated in log between two.
+diffusers itself is not needed. Its `UNet2DModel` is the paper's network except for three things. It begins with the width of its first
+stage, so that this has to be C; the size of a head is one number, so the same number of heads at several widths can't be expressed; and
+the network is fed integers. A model that was trained with t * 1000/T gets a scheduler of 1000 timesteps, whose alpha_bar at t' is ours at
+t = t' * T/1000, interpolated in log between two.
 """
 
 from __future__ import annotations
@@ -152,6 +153,11 @@ def unet_config(experiment: Experiment) -> dict[str, Any]:
     model, data = experiment.model, experiment.data
     if model.low_res_size is not None:
         raise UserError(f"{experiment.name} is an upsampler, and diffusers' UNet2DModel takes no second image; export it as .safetensors")
+    if model.channel_mult[0] != 1:
+        raise UserError(
+            f"{experiment.name} has a first stage of {model.channel_mult[0]} times model.model_channels, and diffusers' UNet2DModel begins "
+            "with the width of its first stage; export it as .safetensors"
+        )
     widths = tuple(model.model_channels * mult for mult in model.channel_mult)
     attends = [data.image_size // 2**stage in model.attention_resolutions for stage in range(len(widths))]
     attended = sorted({width for width, attend in zip(widths, attends, strict=True) if attend} | {widths[-1]})

@@ -224,6 +224,11 @@ def _can_be_expressed(experiment: Experiment) -> bool:
     return model.low_res_size is None and (model.num_heads == 1 or mults <= {model.channel_mult[-1]})
 
 
+def test_a_first_stage_that_is_wider_than_the_first_convolution_is_refused() -> None:
+    with pytest.raises(UserError, match=r"a first stage of 2 times model\.model_channels, .* export it as \.safetensors"):
+        unet_config(preset("digits-tiny-hybrid-cosine", ["model.channel_mult=2,2"]))
+
+
 @pytest.mark.parametrize("name", sorted(names()))
 def test_each_preset_has_a_config_or_a_sentence_that_says_why_not(name: str) -> None:
     from diffusers import UNet2DModel
