@@ -117,18 +117,22 @@ def _by_value(axes: Sequence[Axis], records: Sequence[TrialRecord], best: TrialR
     scored = [record for record in records if record.score is not None]
     if not scored:
         return None
+    kinds = (
+        ([record for record in scored if record.state != "complete"], COLOURS[0], "none"),
+        ([record for record in scored if record.state == "complete" and record is not best], COLOURS[0], COLOURS[0]),
+        ([best] if best else [], COLOURS[1], COLOURS[1]),
+    )
     columns = min(len(axes), 3)
     num_rows = -(-len(axes) // columns)
     caption = "Score by the value of each searched field; a hollow point is a pruned trial, with its best score until then"
     with rc_context(STYLE):
         figure = Figure(figsize=(8.6, 3.2 * num_rows), layout="constrained")
-        panels = figure.subplots(num_rows, columns, sharey=True, squeeze=False).flat
+        panels = figure.subplots(num_rows, columns, sharey=True, squeeze=False).ravel()
         for axis, panel in zip(axes, panels, strict=False):
-            for record in scored:
-                value = record.params[axis.field]
-                x = axis.choices.index(str(value)) if axis.choices else value
-                colour = COLOURS[1 if record is best else 0]
-                panel.plot([x], [record.score], "o", color=colour, markerfacecolor=colour if record.state == "complete" else "none")
+            for shown, colour, face in kinds:
+                values = [record.params[axis.field] for record in shown]
+                xs = [axis.choices.index(str(value)) for value in values] if axis.choices else values
+                panel.plot(xs, [record.score for record in shown], "o", color=colour, markerfacecolor=face)
             panel.set_xlabel(axis.name)
             if axis.choices:
                 panel.set_xticks(range(len(axis.choices)), [choice[:_LONGEST_VALUE] for choice in axis.choices])
@@ -136,7 +140,7 @@ def _by_value(axes: Sequence[Axis], records: Sequence[TrialRecord], best: TrialR
                 panel.set_xscale("log" if axis.log else "linear")
                 panel.xaxis.set_minor_formatter(NullFormatter())
                 panel.plot([axis.low, axis.high], [scored[0].score] * 2, alpha=0)  # the axis shows the whole range
-        for panel in list(panels)[len(axes) :]:
+        for panel in panels[len(axes) :]:
             panel.remove()
         figure.supylabel(name, fontsize="medium")
         return Picture(svg=as_svg(figure, caption), caption=caption)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,17 @@ def test_the_best_trial_is_first_on_the_page_and_its_file_is_its_experiment(tmp_
         assert text in page
     assert read_experiment_file(REQUEST.as_file(params)) == REQUEST.trial(params)
     assert render(REQUEST, [], links={})  # while the first trial runs
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_each_searched_field_has_a_panel_and_there_is_no_other(count: int) -> None:
+    search = (*REQUEST.search, "optim.num_steps=10..500")[:count]
+    request = dataclasses.replace(REQUEST, search=search)
+    params = {RATE: 0.003, DROPOUT: 0.1, WIDTH: "64", "optim.num_steps": 100}
+    page = render(request, [TrialRecord(number=0, state="complete", params=params, score=9.25, scores=((100, 9.25),))], links={})
+    by_step, by_value = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(re.findall(r'id="axes_\d+"', by_step)) == 1
+    assert len(re.findall(r'id="axes_\d+"', by_value)) == count
 
 
 def test_more_trials_are_the_same_tuning_and_another_seed_is_another() -> None:
