@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -33,8 +34,13 @@ def test_a_sweep_holds_the_model_alone_and_draws_the_trade_off(spec: ModelSpec, 
     unguided = EvaluationOptions(num_samples=40, likelihood=False, metrics=("precision_recall",), purpose="guidance", result_name="alone")
     assert alone.distance == evaluate_once(spec, digits_uri, reference_uri, unguided).distance
     assert min(point.behind for point in found.points) == 0
+    best = min(found.points, key=lambda point: point.distance)
     study = as_study(found)
     assert json.loads(study.files["guidance.json"])["points"][1]["precision"]["name"] == "precision"
+    few = dataclasses.replace(found, points=tuple(dataclasses.replace(point, behind_standard_error=None) for point in found.points))
+    assert [row.split("  ")[0] for row in as_study(few).text.splitlines() if "  best  " in row] == [f"{best.scale:g}"], (
+        "also of so few samples that no error is known"
+    )
     curve = study.files["precision-recall.svg"].decode()
     assert curve.count(">3<") == 1, "each point of the trade-off is named by its scale"
     assert set(study.points) == {
