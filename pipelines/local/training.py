@@ -98,9 +98,11 @@ def shorten_path(path: Path) -> str:
 
 def _progress(history: Sequence[Mapping[str, Any]]) -> str:
     """Return the first and the best score of training. They have one protocol, so they can be compared."""
-    scored = [(min(value for value in score["scores"].values() if value is not None), int(score["step"])) for score in history]
+    from evaluation.records.stored import finite_scores
+
+    scored = [(min(finite.values()), int(score["step"])) for score in history if (finite := finite_scores(score))]
     if not scored:
-        return "no checkpoint was scored"
+        return "no checkpoint has a finite score"
     first, best = scored[0], min(scored)
     change = f"{first[0]:.3g} at step {first[1]:,} -> {best[0]:.3g} at step {best[1]:,}"
     return f"{history[0]['distance_name']} {change} (few-step scores during training)"

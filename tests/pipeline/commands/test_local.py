@@ -19,6 +19,7 @@ from evaluation.ablations.definitions.request import AblationRequest
 from pipelines.cli.paper.reproduce import _show
 from pipelines.local.images import held_out
 from pipelines.local.run import PipelineError, run_pipeline
+from pipelines.local.training import _progress
 
 _TOY = Path(__file__).with_name("toy_run.py")
 
@@ -196,3 +197,9 @@ def test_the_command_for_a_cluster_repeats_the_table_that_was_priced(capsys: pyt
         *("--param", "ablation_name=cifar10-table2", "--param", "ablation_scale=paper", "--param", 'ablation_options={"seeds": 2}'),
         *("--set", "evaluation.num_samples=50", "--resources", "train=8xgpu", "--resources", "evaluate=8xgpu"),
     ]
+
+
+def test_the_summary_of_a_training_leaves_out_scores_that_are_not_finite() -> None:
+    history = [{"step": step, "distance_name": "FD", "scores": {"a": score}} for step, score in ((100, None), (200, 9.0), (300, 4.5))]
+    assert _progress(history) == "FD 9 at step 200 -> 4.5 at step 300 (few-step scores during training)"
+    assert _progress(history[:1]) == "no checkpoint has a finite score"
