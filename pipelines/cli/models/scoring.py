@@ -395,8 +395,6 @@ def sampling_of(checkpoint_uri: str, steps: str, method: str, settings: Sequence
 
     experiment = load_experiment(checkpoint_uri)
     words = {"spacing": steps, "method": method}
-    if method == "ddim" and not steps and experiment.evaluation.sampling.spacing.isdigit():
-        words["spacing"] = f"ddim{experiment.evaluation.sampling.spacing}"
     changes = [f"evaluation.sampling.{key}={json.dumps(word)}" for key, word in words.items() if word]
     changes += [f"evaluation.sampling.{setting}" for setting in settings]
     return experiment.override(changes).evaluation.sampling

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ from PIL import Image
 
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.trained_model import load_model
+from pipelines.cli.models.scoring import sampling_of
 from pipelines.cli.models.serving import serve
 from pipelines.serving.app import Limits, _sampling
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
+from training.config.experiment import SamplingMethod
 from training.config.presets import preset
 from training.models.unet import make_model
 
@@ -68,8 +71,13 @@ def _pixels(answer: requests.Response) -> np.ndarray:
 
 def test_a_port_that_is_taken_is_named_with_the_remedy_before_a_model_is_loaded(address: str) -> None:
     port = int(address.rpartition(":")[2])
-    with pytest.raises(UserError, match=f"127.0.0.1:{port}: Address already in use; --port takes another one"):
+    with pytest.raises(UserError, match=f"127.0.0.1:{port}: Address already in use; give another --port"):
         serve("no-such-model", "127.0.0.1", port, 4, 200, 2, "", "cpu")
+
+
+def test_a_host_that_is_none_is_named_with_the_remedy() -> None:
+    with pytest.raises(UserError, match=r"nowhere\.invalid:8000: (Name|Temporary).*; give another --port .* or another --host"):
+        serve("no-such-model", "nowhere.invalid", 8000, 4, 200, 2, "", "cpu")
 
 
 def test_another_method_than_the_models_takes_nothing_that_belongs_to_the_models_own(tmp_path: Path) -> None:
@@ -77,6 +85,14 @@ def test_another_method_than_the_models_takes_nothing_that_belongs_to_the_models
     files = {checkpoint.EXPERIMENT: EXPERIMENT.to_json().encode(), "ema_0.99.pt": make_model(EXPERIMENT).state_dict()}
     model = load_model(checkpoint.save(str(tmp_path), 10, files))
     assert _sampling(model, own, 5, "unipc", Limits()).variance == "model"
+
+
+@pytest.mark.parametrize("method", get_args(SamplingMethod))
+def test_another_method_alone_keeps_the_experiments_timesteps_here_and_in_the_commands(model_uri: str, method: SamplingMethod) -> None:
+    own = EXPERIMENT.evaluation.sampling
+    served = _sampling(load_model(model_uri), own, None, method, Limits())
+    assert served == sampling_of(model_uri, "", method)
+    assert served.spacing == own.spacing
 
 
 def test_a_request_gives_the_images_that_python_draws(address: str, model_uri: str) -> None:
