@@ -93,12 +93,11 @@ class KubernetesApi:
 
     def queue_problem(self, queue: str) -> str:
         """Return why a job in this queue would wait for ever; empty if the queue is there, or can't be asked for."""
-        version = self._kueue_version()
-        if not version:
-            return f"queue {queue!r} needs Kueue, which this cluster does not have; leave queue out"
-        kind = ("kueue.x-k8s.io", version, "localqueues")
         try:
-            if self._read(f"read LocalQueue {queue}", kind, queue) is None:
+            version = self._kueue_version()
+            if not version:
+                return f"queue {queue!r} needs Kueue, which this cluster does not have; leave queue out"
+            if self._read(f"read LocalQueue {queue}", ("kueue.x-k8s.io", version, "localqueues"), queue) is None:
                 listing = f"'kubectl -n {self.namespace} get localqueues' lists them"
                 return f"there is no LocalQueue {queue!r} in namespace {self.namespace}; {listing}"
         except KubernetesError as error:
@@ -107,8 +106,8 @@ class KubernetesApi:
 
     def queue_reasons(self, uid: str) -> list[str]:
         """Return what the job of that uid waits for in its queue, in Kueue's words."""
-        kind = ("kueue.x-k8s.io", self._kueue_version(), "workloads")
         try:
+            kind = ("kueue.x-k8s.io", self._kueue_version(), "workloads")
             workloads = list(self._list("list Workloads", kind, f"kueue.x-k8s.io/job-uid={uid}"))
         except KubernetesError:
             return []

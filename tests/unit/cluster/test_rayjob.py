@@ -440,6 +440,17 @@ def test_a_queue_that_is_not_there_is_an_error_at_once(cluster, queues, words):
     assert cluster.created == []
 
 
+def test_a_queue_that_may_not_be_asked_for_is_not_checked(cluster, capsys):
+    """Not every cluster lets an account look at its API groups."""
+    cluster.queues = {"training": {}}
+    api = KubernetesApi(NAMESPACE)
+    cluster.faults = {"GET": [403]}
+    assert api.queue_problem("training") == ""
+    assert "queue training is not checked" in capsys.readouterr().out
+    cluster.faults = {"GET": [403]}
+    assert api.queue_reasons("uid-1") == []
+
+
 def test_a_job_in_a_queue_says_what_it_waits_for(cluster, capsys):
     cluster.queues = {"training": {}}
     cluster.script = [*[{"jobDeploymentStatus": "Suspended"}] * 3, *_SUCCEEDED[2:]]
