@@ -27,6 +27,7 @@ RIGHTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("argoproj.io", "workflows", ("get", "list")),
 )
 """Rights that a step with a RayJob needs: group, resource, verbs. `k8s/base/runs/accounts.yaml` grants them."""
+_RAY = "/apis/ray.io/v1"
 _OVERLAY = "'kubectl apply -k' of your overlay creates it (k8s/README.md, step 6)"
 _KFP = "install Kubeflow Pipelines (k8s/README.md, steps 4 and 6), or give its namespace by --kfp-namespace"
 
@@ -55,8 +56,10 @@ def check_kfp_parts(scope: Scope) -> Iterator[Finding]:
         answer = cluster.get(f"/apis/{group}")
         if _has(answer.body, resource):
             yield Finding(OK, f"api {group}", f"has {resource}")
-        else:
+        elif answer.ok or answer.status == 404:
             yield Finding(FAILURE, f"api {group}", f"{what} {resource} are missing", _KFP)
+        else:
+            yield Finding(WARNING, f"api {group}", f"cannot be seen: {answer.reason}", ASK_ADMINISTRATOR)
     yield _deployment(cluster, namespace, "ml-pipeline", "runs nothing")
     yield _deployment(cluster, namespace, "workflow-controller", "starts no step")
     yield _deployment(cluster, namespace, "metadata-grpc-deployment", "starts no step")
@@ -89,16 +92,16 @@ def _deployment(cluster: ClusterApi, namespace: str, name: str, without: str) ->
 
 def check_kuberay(scope: Scope) -> Iterator[Finding]:
     """Check KubeRay's API, its release, and its operator."""
-    if not _has_rayjobs(scope.cluster):
+    answer = scope.cluster.get(_RAY)
+    if not answer.ok and answer.status != 404:
+        yield Finding(WARNING, "api ray.io/v1", f"cannot be seen: {answer.reason}", ASK_ADMINISTRATOR)
+        return
+    if not _has(answer.body, "rayjobs"):
         remedy = "install KubeRay's operator (k8s/README.md, step 3); without it only ray_mode=local and address work"
         yield Finding(WARNING, "api ray.io/v1", "has no rayjobs", remedy)
         return
     yield _release(scope.cluster)
     yield _operator(scope.cluster)
-
-
-def _has_rayjobs(cluster: ClusterApi) -> bool:
-    return _has(cluster.get("/apis/ray.io/v1").body, "rayjobs")
 
 
 def _release(cluster: ClusterApi) -> Finding:
@@ -153,7 +156,7 @@ def check_accounts(scope: Scope) -> Iterator[Finding]:
 
 def check_rights(scope: Scope) -> Iterator[Finding]:
     """Check what the service account of runs may do."""
-    yield _rights(scope.cluster, scope.account, has_kuberay=_has_rayjobs(scope.cluster))
+    yield _rights(scope.cluster, scope.account, has_kuberay=scope.cluster.get(_RAY).status != 404)
 
 
 def _rights(cluster: ClusterApi, account: str, *, has_kuberay: bool) -> Finding:

@@ -76,14 +76,14 @@ def check_queues(scope: Scope) -> Iterator[Finding]:
     """Check that the local queues that a run names exist; with a wrong one its pods would wait for the run's whole deadline."""
     wanted = {resources.queue for resources in scope.resources.values()} - {""}
     api = scope.cluster.get("/apis/kueue.x-k8s.io")
-    if not api.ok:
+    if api.status == 404:
         if wanted:
             yield Finding(FAILURE, "kueue", f"is not installed, but queue names {', '.join(sorted(wanted))}")
         else:
             yield Finding(OK, "kueue", "is not installed; RayJobs start as pods do, and queue must stay empty")
         return
     version = api.body.get("preferredVersion", {}).get("version", "v1beta1")
-    answer = scope.cluster.get(f"/apis/kueue.x-k8s.io/{version}/namespaces/{scope.cluster.namespace}/localqueues")
+    answer = scope.cluster.get(f"/apis/kueue.x-k8s.io/{version}/namespaces/{scope.cluster.namespace}/localqueues") if api.ok else api
     if not answer.ok:
         yield Finding(WARNING, "kueue", f"its local queues in {scope.cluster.namespace} cannot be seen{_reason(answer)}", ASK_ADMINISTRATOR)
         return

@@ -149,7 +149,10 @@ CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAME
     [
         ("/version", {"major": "1", "minor": "27", "gitVersion": "v1.27.0"}, "kubernetes", WARNING, "upgrade it to 1.30 or later"),
         ("/apis/argoproj.io/v1alpha1", "gone", "api argoproj.io/v1alpha1", FAILURE, "install Kubeflow Pipelines"),
+        ("/apis/argoproj.io/v1alpha1", None, "api argoproj.io/v1alpha1", WARNING, "cannot be seen: it is forbidden (403) -> ask an admin"),
         ("/apis/ray.io/v1", "gone", "api ray.io/v1", WARNING, "install KubeRay's operator"),
+        ("/apis/ray.io/v1", None, "api ray.io/v1", WARNING, "cannot be seen: it is forbidden (403) -> ask an administrator"),
+        ("/apis/kueue.x-k8s.io", None, "kueue", WARNING, "cannot be seen: it is forbidden (403) -> ask an administrator"),
         (
             "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/rayjobs.ray.io",
             {"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": {}}}]}},
