@@ -53,7 +53,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "room",
         "Do the nodes have room for the pods of a run?",
-        "ask for less (--resources), or add nodes; an autoscaler adds some by itself, if it has nodes of that size",
+        "ask for less (--resources), tolerate the nodes' taints, or add nodes; an autoscaler adds some by itself if it has such nodes",
         check_room,
     ),
     Check(

@@ -310,7 +310,7 @@ def test_a_runs_own_resources_are_placed_on_the_nodes(cluster: FakeCluster, doct
     assert found["room for train"] == (
         FAILURE,
         "train: 5 pod(s), of at most 64 cores, 512Gi, 8 nvidia.com/gpu, do not fit on 1 ready node(s), even if these were empty"
-        " -> ask for less (--resources), or add nodes; an autoscaler adds some by itself, if it has nodes of that size",
+        " -> ask for less (--resources), tolerate the nodes' taints, or add nodes; an autoscaler adds some by itself if it has such nodes",
     )
     assert found["kueue"][0] == FAILURE
     cluster.objects["/apis/karpenter.sh"] = {}
