@@ -272,7 +272,7 @@ def step_of(file_name: str, experiment: Experiment) -> int:
     known = max((name for name in PUBLISHED if name in file_name), key=len, default=None)
     if known is not None:
         return PUBLISHED[known].step
-    written = re.search(r"(\d{6,8})\.pt$", file_name)  # the released code's model200000.pt and ema_0.9999_200000.pt
+    written = re.search(r"(?:model|ema_[\d.]+_)(\d{6,8})\.pt$", file_name)  # the released code's names; digits elsewhere may be a date
     return int(written[1]) if written else experiment.optim.num_steps
 
 

@@ -18,6 +18,7 @@ from training.checkpoints.import_export import (
     import_checkpoint,
     read_weights,
     recognise,
+    step_of,
     reference_flags,
 )
 from training.config import presets
@@ -103,6 +104,11 @@ def test_an_imported_file_is_a_checkpoint_with_its_experiment_and_bitwise_weight
     assert checkpoint.weights_names(uri) == ("model",)
     for name, tensor in checkpoint.load_model_state(uri).items():
         assert torch.equal(tensor, digits_state[name])
+
+
+def test_the_updates_are_those_of_the_released_codes_file_names_and_a_date_is_none() -> None:
+    names = ("model200000.pt", "ema_0.9999_200000.pt", "cifar10_model200000.pt", "weights-20261130.pt", "20261130.pt")
+    assert [step_of(name, presets.preset(DIGITS)) for name in names] == [200_000] * 3 + [presets.preset(DIGITS).optim.num_steps] * 2
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
