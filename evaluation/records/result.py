@@ -68,7 +68,7 @@ class _StoredLikelihood:
 
 @dataclass(kw_only=True)
 class _StoredHeldOut:
-    num_images: int = 0
+    num_images: int
     real: float | None = None
     generated: float | None = None
 

@@ -395,6 +395,13 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
             write_report(str(tmp_path))
 
 
+def test_the_distance_of_held_out_images_without_their_number_is_named(result: EvaluationResult, tmp_path: Path) -> None:
+    damaged = {**result.to_dict(), "held_out": {"real": 1.0, "generated": 2.0}}
+    storage.write_json(f"{tmp_path}/evaluations/final.json", damaged)
+    with pytest.raises(storage.StorageError, match=r"final\.json: held_out\.num_images: Field required"):
+        write_report(str(tmp_path))
+
+
 def test_long_names_leave_the_axes_their_width() -> None:
     """Matplotlib warns where a legend beside the axes leaves them none, which is an error here."""
     names = [
