@@ -18,8 +18,8 @@ from training.checkpoints.import_export import (
     import_checkpoint,
     read_weights,
     recognise,
-    step_of,
     reference_flags,
+    step_of,
 )
 from training.config import presets
 from training.config.errors import UserError
