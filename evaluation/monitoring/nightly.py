@@ -82,21 +82,20 @@ class Acceptance:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """All nights of a model by time, and the accepted levels."""
+    """All nights of a model in the order of their checks, whatever the clocks of their machines said, and the accepted levels."""
 
     nights: tuple[Night, ...] = ()
     accepted: tuple[Acceptance, ...] = ()
 
     def until(self, night_id: str) -> History:
         """Return the history as it was when that night was judged."""
-        (last,) = [night for night in self.nights if night.id == night_id]
-        nights = tuple(night for night in self.nights if night.at <= last.at)
-        return History(nights=nights, accepted=tuple(each for each in self.accepted if each.at <= last.at))
+        nights = self.nights[: [night.id for night in self.nights].index(night_id) + 1]
+        return History(nights=nights, accepted=tuple(each for each in self.accepted if each.at <= nights[-1].at))
 
     def with_night(self, night: Night) -> History:
         """Return the history with that night, in place of one with the same id."""
-        others = [each for each in self.nights if each.id != night.id]
-        return dataclasses.replace(self, nights=tuple(sorted([*others, night], key=lambda each: each.at)))
+        nights = {each.id: each for each in self.nights} | {night.id: night}
+        return dataclasses.replace(self, nights=tuple(nights.values()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -122,6 +122,20 @@ def test_a_check_that_is_tried_again_replaces_its_own_night() -> None:
     assert history.with_night(a_night(5, 3.2)) == history
 
 
+def test_a_night_whose_clock_was_a_year_ahead_is_not_the_last_one_for_a_year() -> None:
+    history = history_of(HEALTHY).with_night(a_night(365, 3.0)).with_night(a_night(6, 5.0))
+    assert judge(history).night.id == "night-6"
+    assert judge(history).direction == 1
+    assert history.until("night-6") == history
+
+
+def test_a_check_that_is_tried_again_after_another_night_keeps_its_place() -> None:
+    history = history_of([*HEALTHY, 3.2])
+    again = dataclasses.replace(history.nights[2], at=FIRST + timedelta(days=9), distance=3.05)
+    assert [night.id for night in history.with_night(again).nights] == [night.id for night in history.nights]
+    assert history.with_night(again).until("night-2").nights == (*history.nights[:2], again)
+
+
 @pytest.mark.parametrize("name", PROTOCOL)
 def test_a_changed_protocol_begins_a_new_baseline_and_says_so(name: str) -> None:
     history = history_of(HEALTHY).with_night(a_night(5, 99.0, protocol={**PROTOCOL, name: "another"}))
