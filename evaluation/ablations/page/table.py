@@ -175,7 +175,7 @@ def headers(columns: Sequence[str], distance_name: str, rows: Sequence[TableRow]
 
 def cells(columns: Sequence[str], rows: Sequence[TableRow]) -> list[dict[str, Any]]:
     """Return the kind and the cells of each row, in the order of `headers`. Without any reported number there are no rows."""
-    if not any(row.distance.ours is not None or row.error for row in rows):
+    if not any(row.distance.ours is not None or row.bits_per_dim.ours is not None or row.error for row in rows):
         return []
     table = []
     distances, bits = [row.distance for row in rows], [row.bits_per_dim for row in rows]

@@ -284,6 +284,15 @@ def test_an_ablation_whose_trials_all_failed_still_has_a_page() -> None:
         assert page.count("<strong>Failed:") == len(records)
 
 
+def test_trials_whose_distance_is_not_finite_are_in_the_table_with_their_bits_per_dim(tmp_path: Path) -> None:
+    request = AblationRequest(name="mine", scale="tiny", preset="digits-tiny-hybrid-cosine", grid={"optim.num_steps": [50, 100]})
+    records = _records(request, tmp_path)
+    for record in records:
+        record.measures["final"]["distance"] = record.measures["final"]["distance_standard_error"] = None
+    page = _page(request, records, draw=True)
+    assert page.count('<td class="number">-</td><td class="number">4.000 ± 0.020</td>') == len(records)
+
+
 def test_a_users_grid_has_no_claims_and_no_numbers_of_the_paper(tmp_path: Path) -> None:
     request = AblationRequest(name="mine", scale="tiny", grid={"seed": [1, 2]}, preset="digits-tiny-hybrid-cosine")
     page = _page(request, _records(request, tmp_path / "records"))
