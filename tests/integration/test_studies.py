@@ -218,7 +218,7 @@ def test_the_score_of_a_file_is_a_run(services: Any, tmp_path: Path) -> None:
 def test_metrics_that_cannot_be_had_are_refused_before_the_reference_is_computed(
     trained: tuple[str, str], tmp_path: Path, command: list[str], words: str
 ) -> None:
-    data = [str(tmp_path / "nothing")] if command[0] == "evaluate" else ["--data", str(tmp_path / "nothing")]
+    data = ["--data", str(tmp_path / "nothing")]
     with pytest.raises(UserError, match=words):
         iddpm(command[0], trained[0], *data, *command[1:])
 

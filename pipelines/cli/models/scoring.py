@@ -28,7 +28,10 @@ WEIGHTS = typer.Option("", help="Weights: an average like ema_0.9999, or model; 
 STEPS = typer.Option("", help="Sampling steps, like 250, ddim50 or learned:10; empty takes the experiment's.")
 METHOD = typer.Option("", help="Sampler: ancestral, ddim, dpm_solver_pp, sde_dpm_solver_pp, unipc or deis; empty takes the experiment's.")
 SAMPLING = typer.Option(
-    [], "--sampling", help="Further setting of the sampler, like order=3, eta=0.5 or guidance_scale=2; may be repeated."
+    [],
+    "--sampling",
+    help="Further setting of the sampler, like order=3, eta=0.5 or guidance_scale=2; evaluation.sampling of `iddpm show PRESET` has all. "
+    "May be repeated.",
 )
 LABELS = typer.Option("balanced", help="Classes: balanced, data (frequencies of the data set), or labels like 0,1,2 in turn.")
 EXTRACTOR = typer.Option("", help="Feature extractor; `iddpm metrics` lists them. Empty takes the experiment's.")
@@ -106,7 +109,7 @@ def sample(
 
 def evaluate(
     model: str = MODEL,
-    data_set: str = typer.Argument("", metavar="[DATA]", help="Directory of the data set; empty takes the one of the model's training."),
+    data: str = DATA,
     reference: str = REFERENCE,
     num_samples: int = typer.Option(0, min=0, help="Number of sampled images; 0 takes the experiment's."),
     steps: str = STEPS,
@@ -153,7 +156,7 @@ def evaluate(
 
     require_own_name(name)
     measures = _metrics(metrics)
-    named, data_uri = model_and_data(model, data_set)
+    named, data_uri = model_and_data(model, data)
     spec = _spec(named.spec(weights or None), ends, ends_weights, ends_width)
     if memorisation is None:
         memorisation = load_experiment(spec.checkpoint_uri).evaluation.memorisation
@@ -345,7 +348,7 @@ def model_and_data(model: str, data: str) -> tuple[ResolvedModel, str]:
 
     found = resolve_model(model)
     if not (data or found.data_uri):
-        raise UserError(f"the data set of {model} is not known; give its directory")
+        raise UserError(f"the data set of {model} is not known; give its directory by --data")
     return found, data or found.data_uri
 
 
