@@ -14,9 +14,19 @@ import typer
 from pipelines.client.connection import Connection
 
 PRESET = typer.Option("", help="Preset of the experiment; `iddpm presets` lists them.")
-SET = typer.Option([], "--set", help="Override of the experiment, like optim.num_steps=500; may be repeated.")
-PARAM = typer.Option([], "--param", help="Parameter of the pipeline, as NAME=VALUE; may be repeated.")
-RESOURCES = typer.Option([], "--resources", help="Resources of a stage, like train=2xcpu or train.num_workers=4; may be repeated.")
+SET = typer.Option(
+    [], "--set", help="Override of the experiment, like optim.num_steps=500; `iddpm show PRESET` prints every field. May be repeated."
+)
+PARAM = typer.Option(
+    [], "--param", help="Parameter of the pipeline, as NAME=VALUE; what `iddpm compile` writes describes each. May be repeated."
+)
+RESOURCES = typer.Option(
+    [],
+    "--resources",
+    help="Resources of a stage (data, train or evaluate): a profile, like train=2xcpu, or a field, like train.num_workers=4; "
+    "k8s/README.md lists both. May be repeated.",
+)
+IMAGES = typer.Option("", help="Directory, zip or tar of the images; empty takes the data set's own source.")
 FROM = typer.Option(
     "", "--from", help="Do this step and the ones after it again although they are finished: train (in a new directory), evaluate, report."
 )

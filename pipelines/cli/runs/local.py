@@ -14,6 +14,7 @@ import typer
 
 from pipelines.cli import options
 from pipelines.cli.services import connect
+from pipelines.local.images import absolute, held_out
 from training import storage
 from training.config.errors import UserError
 
@@ -55,7 +56,7 @@ def _demo_experiment(images: str) -> Path:
     from pipelines.services.home import default_home, prepare
 
     # Two directories of one name are two data sets.
-    name = f"{_slug(Path(images).stem)}-{hashlib.sha256(_absolute(images).encode()).hexdigest()[:6]}"
+    name = f"{_slug(Path(images).stem)}-{hashlib.sha256(absolute(images).encode()).hexdigest()[:6]}"
     file = default_home() / "demo" / f"{name}.toml"
     text = "" if file.exists() else _write_experiment(images, card="CPU", name=name, hours=_DEMO_HOURS)
     if text:
@@ -68,7 +69,7 @@ def _demo_experiment(images: str) -> Path:
 def init(
     images: str = typer.Option(..., help="Directory, zip or tar of your images; its subdirectories are classes."),
     out: Path = typer.Option(Path("my.toml"), "--out", "-o", help="File to write."),
-    card: str = typer.Option("CPU", help="Accelerator that trains, like H100; or CPU."),
+    card: str = typer.Option("CPU", help="Accelerator that trains, like H100, A100 or L4; or CPU."),
     name: str = typer.Option("", help="Name of the data set and of the experiment; empty takes that of the images."),
     hours: float | None = typer.Option(None, min=0.01, help="The longest training; empty takes 4 hours on a CPU, a day on others."),
 ) -> None:
@@ -95,7 +96,7 @@ def _write_experiment(images: str, *, card: str, name: str, hours: float | None 
     from training.data.inspection.folder import inspect_folder
     from training.distributed.cores import available_cores
 
-    found = inspect_folder(_absolute(images))
+    found = inspect_folder(absolute(images))
     classes = f" in {len(found.class_counts)} classes" if found.class_counts else ""
     sides = found.short_sides
     print(f"{images}: {found.num_images:,} images{classes}, {sides[0]} to {found.max_side} pixels, {found.image_channels} channel(s)")
@@ -131,7 +132,7 @@ def train(
     experiment: str = typer.Argument(
         ..., help="Preset, or experiment file (TOML): a base preset and what differs; `iddpm init` writes one."
     ),
-    images: str = typer.Option("", help="Directory, zip or tar of the images; empty takes the data set's own source."),
+    images: str = options.IMAGES,
     overrides: list[str] = options.SET,
     resources: list[str] = options.RESOURCES,
     parameters: list[str] = options.PARAM,
@@ -155,20 +156,12 @@ def train(
 
 def _own_images(images: str, words: Sequence[str] = ()) -> list[str]:
     """Return the pipeline's parameters, as words, for a user's images; `words` are the user's own."""
-    from pipelines.local.images import held_out
-
-    address = _absolute(images)
+    address = absolute(images)
     found = [f"data_source={address}"]
     if not any(word.startswith("data_options=") for word in words):
         connect()
         found.append(f"data_options={json.dumps(held_out(address))}")
     return found
-
-
-def _absolute(images: str) -> str:
-    """Return the absolute path of local images; other addresses stay as they are."""
-    path = storage.local_path(images) if images.startswith("file://") else Path(images).expanduser()
-    return str(path.resolve()) if path.exists() else images
 
 
 def _slug(name: str) -> str:

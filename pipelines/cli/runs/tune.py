@@ -20,7 +20,7 @@ def tune(
     overrides: list[str] = typer.Option([], "--set", help="Override of every trial, like optim.num_steps=500; may be repeated."),
     seed: int = typer.Option(0, min=0, help="Seed of the suggestions; the experiment's own is --set seed=N."),
     reduction: int = typer.Option(3, help="At each rung one of so many trials goes on, the others are pruned; 0 prunes none."),
-    source: str = typer.Option("", help="Source of the images; empty takes the data set's own."),
+    images: str = options.IMAGES,
     num_workers: int = typer.Option(1, min=1, help="Training processes of a trial."),
     gpu: bool = typer.Option(False, help="Train on GPUs."),
 ) -> None:
@@ -30,6 +30,7 @@ def tune(
     """
     from evaluation.tuning.request import TuneOptions, TuneRequest
     from pipelines.client.timing import parse_duration
+    from pipelines.local.images import absolute
     from pipelines.local.training import shorten_path
     from pipelines.local.tune import run_tuning
     from pipelines.services import services
@@ -47,7 +48,7 @@ def tune(
     )
     request.axes()  # refuses what does not fit before anything starts
     resources = {"num_workers": num_workers, "num_gpus_per_worker": int(gpu), "num_threads": 0 if gpu or num_workers > 1 else 1}
-    result = run_tuning(request, services.up(), source=source, resources=resources)
+    result = run_tuning(request, services.up(), source=absolute(images), resources=resources)
     for line in result.lines:
         options.out(line)
     options.out(f"report  {shorten_path(result.folder / 'report.html')}")

@@ -10,13 +10,17 @@ import typer
 
 from pipelines.cli.services import connect
 
+SOURCES = (
+    "a directory, .zip or .tar, s3:// address, digits, digits-few, fashion-mnist[:FOLDER], cifar10[:FOLDER], imagenet:FOLDER, "
+    "imagenet64-official:FOLDER, imagenet64-labelled:FOLDER, or lsun-CATEGORY:FOLDER"
+)
 _DATASET = typer.Argument(..., help="Directory of a split of a data set, like s3://iddpm/data/digits-8x8x1-none/train.")
 
 
 def preprocess(
     preset: str = typer.Argument(..., help="Preset, or experiment file (TOML), whose data section has size, channels and resize."),
     data: str = typer.Argument(..., help="Directory of the data set; it gets train and test."),
-    source: str = typer.Option("", help="Source of the images (cifar10, a directory, a .zip, ...); empty takes the data set's name."),
+    source: str = typer.Option("", help=f"Source of the images: {SOURCES}. Empty takes the data set's name."),
     overrides: list[str] = typer.Option([], "--set", help="Override, like data.image_size=64; may be repeated."),
     labels: str = typer.Option("auto", help="Source of labels: auto, none, folders, filename, or a CSV or JSON file."),
     num_test: int = typer.Option(0, min=0, help="Number of test images to hold out of a source without a test split."),

@@ -25,6 +25,7 @@ from pipelines.cli.runs import local
 from pipelines.client.arguments import arguments_of, compiled_pipeline
 from pipelines.services.services import Services, connect
 from training.config.files import read_experiment_file, resolve_experiment
+from training.data.sources.published import PUBLISHED
 
 Command = Callable[..., "tuple[int, str, str]"]
 
@@ -67,6 +68,12 @@ def test_every_command_and_every_option_has_a_text_that_says_what_it_does(path: 
         assert re.match(r"[A-Z]|\w+[.,:= ]", text), name
         assert not re.match(r"(Of|What|Whether|Where|How|Who|Why|Let)\b", text), name
         assert text.rstrip().endswith("."), name
+
+
+def test_the_help_of_preprocess_names_every_source() -> None:
+    source = next(each for each in COMMANDS["preprocess"].params if each.name == "source")
+    assert isinstance(source, click.Option) or hasattr(source, "help")
+    assert all(name in source.help for name in (*PUBLISHED, "lsun-"))
 
 
 def test_a_full_disk_below_standard_output_is_named(run_iddpm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +213,8 @@ def test_show_prints_an_experiment_file_that_reads_back_to_the_same_experiment(r
         (("tune", "digits-hybrid-cosine", "--search", "model.dropout=0..2"), "model.dropout: must be in [0, 1), got 2.0"),
         (("tune", "digits-hybrid-cosine", "--search", "model.dropout=0..0.2", "--reduction", "1"), "reduction: must be 2 or more, or 0"),
         (("tune", "my.toml", "--search", "model.dropout=0..0.2"), "my.toml: cannot be read as an experiment file"),
+        (("train", "digits-hybrid-cosine", "--images", "photos/"), "photos/: there is no such file or folder; check the address"),
+        (("train", "digits-hybrid-cosine", "--images", "cifar1"), "there is no source 'cifar1'; did you mean 'cifar10'?"),
     ],
 )
 def test_a_run_that_can_not_work_is_refused_before_anything_starts(
@@ -241,6 +250,22 @@ def test_run_takes_what_submit_takes(
     status, _, err = run_iddpm("run", *words)
     assert (status, err) == (0, "")
     assert started.call_args.args[1] == given
+
+
+def test_a_folder_of_images_is_the_same_one_for_a_tuning_as_for_a_training(
+    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "digits"  # by this bare name, the source would be the published data set
+    folder.mkdir()
+    Image.new("L", (8, 8)).save(folder / "0.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.services.services.up", Mock())
+    trained, tuned = Mock(), Mock(return_value=Mock(lines=[], folder=tmp_path))
+    monkeypatch.setattr("pipelines.local.training.train_here", trained)
+    monkeypatch.setattr("pipelines.local.tune.run_tuning", tuned)
+    assert run_iddpm("train", "digits-hybrid-cosine", "--images", "digits")[0] == 0
+    assert run_iddpm("tune", "digits-hybrid-cosine", "--images", "digits", "--search", "model.dropout=0..0.2")[0] == 0
+    assert trained.call_args.args[0]["data_source"] == tuned.call_args.kwargs["source"] == str(folder)
 
 
 def test_cost_is_the_papers(run_iddpm: Command) -> None:
