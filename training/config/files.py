@@ -104,7 +104,7 @@ def read_text(text_or_path: str | Path) -> str:
     try:
         return decode_text(Path(text_or_path).read_bytes(), str(text_or_path))
     except OSError as error:
-        raise UserError(f"{text_or_path}: cannot be read as an experiment file: {error}") from error
+        raise UserError(f"{text_or_path}: cannot be read as an experiment file: {error.strerror}") from error
 
 
 def decode_text(data: bytes, name: str) -> str:

@@ -291,11 +291,11 @@ def objective_overrides(objective: Objective) -> tuple[str, ...]:
     )
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the remedy for an unknown name: the nearest known one, or all of them."""
+def suggest(name: str, known: Iterable[str], kind: str = "ablations") -> str:
+    """Return the remedy for an unknown name of a kind: the nearest known one, or all of them."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"the ablations are {', '.join(names)}"
+    return f"did you mean {close[0]!r}?" if close else f"the {kind} are {', '.join(names)}"
 
 
 def format_value(value: Any) -> str:

@@ -67,7 +67,7 @@ def ablate(
         help="With --plan, the accelerator of the cost. It is an H100 at the scale paper and with --gpu, else CPU (one core).",
     ),
     price_per_hour: float | None = typer.Option(
-        None, min=0, help="With --plan, the price of one card in any currency; adds the total.", show_default=False
+        None, min=0, help="With --plan, the price of one card per hour, in any currency; adds the total.", show_default=False
     ),
 ) -> None:
     """Run an ablation on this machine and write its report; finished trials are reused."""
@@ -149,6 +149,8 @@ def report(
     from pipelines.services import services
 
     requests = _requests(name, scale, preset, objective, overrides, grid, runs, seeds)
+    for request in requests:
+        request.trials()  # refuses an invalid request before anything starts
     running = services.up()
     if len(requests) > 1:
         requests = [request for request in requests if is_planned(request, running)] or requests[:1]

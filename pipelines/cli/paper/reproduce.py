@@ -41,7 +41,7 @@ def reproduce(
             print(f"{table.name:<24} {table.title}. {table.source}; rows {', '.join(row.role for row in table.paper)}")
         return
     if name not in REPRODUCTIONS:
-        raise UserError(f"there is no table {name!r} to reproduce; {suggest(name, REPRODUCTIONS)}")
+        raise UserError(f"there is no table {name!r} to reproduce; {suggest(name, REPRODUCTIONS, 'tables')}")
     request = AblationRequest(name=name, scale="paper", overrides=tuple(overrides), runs=pairs(runs, "--run"), seeds=seeds)
     _show(request, card, price_per_hour)
     if not yes:

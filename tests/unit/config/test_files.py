@@ -114,7 +114,7 @@ def test_the_network_of_the_earlier_code_is_three_fields_of_a_file_or_three_over
         ('base = "cifar10-hybrid-cosine"\n[diffusion]\nobjective = "hybird"', r"diffusion\.objective: .*'hybrid'"),
         ("base = cifar10-hybrid-cosine\n", r"not TOML: .*text needs quotes"),
         ('base = "cifar10-hybrid-cosine"\nname = "../elsewhere"', r"name: '\.\./elsewhere' is not a name"),
-        ("no-such-file.toml", r"no-such-file\.toml: cannot be read as an experiment file"),
+        ("no-such-file.toml", r"no-such-file\.toml: cannot be read as an experiment file: No such file or directory$"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line_with_the_path_of_the_field(text: str, message: str) -> None:
