@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 
 import typer
@@ -36,9 +35,8 @@ def serve(
     try:  # before a model is loaded for nothing
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise UserError(
-            f"{host}:{port}: {os.strerror(error.errno) if error.errno else error}; --port takes another one, and 0 any that is free"
-        ) from None
+        reason = str(error.strerror).partition(" (while")[0]  # Python adds the address to the system's words
+        raise UserError(f"{host}:{port}: {reason}; give another --port (0 takes any that is free), or another --host") from None
     loaded = resolve_model(model).spec(weights or None).load(choose_device(device))
     app = make_app(loaded, Limits(max_images=max_images, max_evaluations=max_evaluations, max_queue=max_queue))
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
