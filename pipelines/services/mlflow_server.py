@@ -23,13 +23,13 @@ def command(port: int) -> list[str]:
     return [sys.executable, "-P", "-m", "uvicorn", "mlflow.server.fastapi_app:app", "--host", "127.0.0.1", "--port", str(port)]
 
 
-def environment(base: Mapping[str, str], s3_env: Mapping[str, str], database: Path, artifacts_uri: str) -> dict[str, str]:
+def environment(base: Mapping[str, str], s3_env: Mapping[str, str], database: str, artifacts_uri: str) -> dict[str, str]:
     """Return the server's environment.
 
     Args:
         base: The environment to start from.
         s3_env: The variables of an S3 client.
-        database: SQLite's file; the server makes it.
+        database: SQLite's file, as seen from the server's working directory; the server makes it.
         artifacts_uri: Directory of artifacts, `s3://...`. Clients send them through the server and need no S3 address.
     """
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sysconfig
 import time
@@ -14,7 +13,6 @@ from pipelines.services.home import are_free
 PORT_NAMES = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin", "admin.grpc")
 _NUM_PROBED_OBJECTS = 10
 _SECONDS_FOR_VOLUMES = 10.0
-_SOCKET_PATH_LIMIT = 100  # the system's own is 104 to 108 bytes
 
 
 def find_program() -> Path | None:
@@ -28,13 +26,15 @@ def command(weed: Path, data_path: Path, bucket: str, ports: Mapping[str, int]) 
     """Return the server's command line: loopback only, no telemetry, none of the servers that are not used here.
 
     Args:
-        data_path: Existing directory of its data.
+        data_path: Existing directory of its data; the server must be started in the one above.
         bucket: Bucket that is made at the start if it does not exist.
         ports: A port for each of `PORT_NAMES`.
     """
     (data_path / "mini.options").unlink(missing_ok=True)  # weed stores the flags of its last start there and reads them again
     flags = {
-        "dir": str(data_path),
+        "dir": data_path.name,
+        "s3.localSocket": f"{data_path.name}/s3.sock",  # weed's default is in /tmp
+        "filer.localSocket": f"{data_path.name}/filer.sock",
         "ip": "127.0.0.1",
         "ip.bind": "127.0.0.1",
         "bucket": bucket,
@@ -46,10 +46,6 @@ def command(weed: Path, data_path: Path, bucket: str, ports: Mapping[str, int]) 
         "admin.ui": "false",
         "volume.preStopSeconds": "0",
     }
-    for service in ("s3", "filer"):
-        socket_path = data_path / f"{service}.sock"
-        if len(os.fsencode(socket_path)) < _SOCKET_PATH_LIMIT:  # else weed leaves them in /tmp
-            flags[f"{service}.localSocket"] = str(socket_path)
     for name in PORT_NAMES:
         service, _, grpc = name.partition(".")
         flags[f"{service}.port.grpc" if grpc else f"{service}.port"] = str(ports[name])

@@ -176,6 +176,8 @@ def status(home: Path | None = None) -> Status:
 
 def _start(home: Path, weed: Path, ports: dict[str, int], credentials: Credentials) -> str | None:
     """Start both and wait for them; on a failure, stop both and return the reason."""
+    # The servers' paths are relative to their working directory, which is `home`: a comma in its name would divide two folders for
+    # SeaweedFS, and a question mark would end the database's name for MLflow.
     base = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "_MLFLOW_", "WEED_", "S3_"))}
     s3_env = {name: value for name, value in _services(home, ports, credentials).env.items() if name != "MLFLOW_TRACKING_URI"}
     database = _data_path(home, _MLFLOW) / "mlflow.db"
@@ -187,7 +189,7 @@ def _start(home: Path, weed: Path, ports: dict[str, int], credentials: Credentia
         ),
         _MLFLOW: (
             mlflow_server.command(ports["mlflow"]),
-            mlflow_server.environment(base, s3_env, database, f"s3://{BUCKET}/mlflow"),
+            mlflow_server.environment(base, s3_env, str(database.relative_to(home)), f"s3://{BUCKET}/mlflow"),
         ),
     }
     problem: str | None = "interrupted"

@@ -40,7 +40,7 @@ up(Path(sys.argv[1]))
 
 @pytest.fixture(scope="module")
 def module_home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.mktemp("home") / "räume, 100% #1?mode=ro"
     yield home
     services.down(home)
 
@@ -91,6 +91,12 @@ def test_up_twice_is_once(home):
     first, before = services.up(home), pids(home)
     assert services.up(home) == first == services.current(home)
     assert pids(home) == before
+
+
+@pytest.mark.slow
+def test_all_of_their_data_lie_in_the_folder_whatever_its_name(home):
+    assert (home / "mlflow" / "mlflow.db").is_file()
+    assert list(home.parent.iterdir()) == [home]
 
 
 @pytest.mark.slow
