@@ -7,6 +7,7 @@ the part from `runs/` on is compared. So a text can count as a reference by mist
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from components.launch.logs import PIPELINES
 from evaluation.records.run_directory import CHOICE, DELETING, EVALUATIONS, RESULT, SAMPLES
 from training import storage
 from training.checkpoints.checkpoint import COMPLETE
+from training.config.errors import UserError
 from training.tracking.references import Records
 
 State = Literal["live", "referenced", "unknown", "garbage"]
@@ -49,12 +51,21 @@ class Policy:
             this time counts as live.
         max_bytes: Delete nothing while the storage root is not larger than this.
         include_unknown: Count directories as garbage that MLflow has never heard of and nothing names.
+
+    Raises:
+        UserError: A time is no number of 0 or more. No age is less than NaN, so such a policy would spare nothing.
     """
 
     days: float = 30.0
     grace_hours: float = 24.0
     max_bytes: int = 0
     include_unknown: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the times."""
+        for name, value in (("days", self.days), ("grace_hours", self.grace_hours)):
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name}: {value} is no time; write a number of 0 or more")
 
     @property
     def idle_seconds(self) -> float:

@@ -179,6 +179,13 @@ def _references(world: World, files: Snapshot) -> Iterator[str]:
     return (text.removeprefix(f"{world.root}/") for text in texts)
 
 
+@pytest.mark.parametrize("times", [{"days": float("nan")}, {"days": float("inf")}, {"days": -1.0}, {"grace_hours": float("nan")}])
+def test_a_time_that_is_none_is_refused(times: dict[str, float]) -> None:
+    """No age is less than NaN: nothing would be too young to delete."""
+    with pytest.raises(UserError, match=f"{next(iter(times))}: .* write a number of 0 or more"):
+        Policy(**times)
+
+
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(  # the world last: Hypothesis may give up a draw, and a world that is drawn has a folder
