@@ -207,7 +207,7 @@ def _train(
 ) -> tuple[dict[str, Any], str]:
     """Return the result, and why the training was pruned; one of them is empty."""
     from evaluation.monitoring import early_stopping
-    from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history
+    from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, comparable, read_history
     from training.checkpoints import checkpoint
     from training.loop.interfaces import STOP_REQUESTED, Job
 
@@ -246,6 +246,7 @@ def _train(
         say(f"stopped on request: saved at step {outcome.step:,}; the same command resumes from there")
         stop.raise_if_set()
     history = run_stoppable(lambda: storage.retry(lambda: read_history(run_uri)), stop)
+    history = comparable(history, experiment.evaluation) or history  # a finished run may be scored by earlier settings alone
     decision = early_stopping.decide(history, experiment.evaluation)
     pruned = prune(history) if prune is not None and outcome.stop_reason and not decision.stop else None
     if pruned:

@@ -130,7 +130,7 @@ def _run_trial(
     Raises:
         Exception: One that says nothing against the trial, such as an S3 that is away.
     """
-    from evaluation.monitoring.checkpoint_scorer import comparable_history
+    from evaluation.monitoring.checkpoint_scorer import comparable, read_history
 
     label, run_uri = label_of(number, params), ""
     best = best_of(others)
@@ -141,14 +141,12 @@ def _run_trial(
         run_uri = identify(experiment, data_uri, storage_root_uri).uri
         if read_result(run_uri):
             say(f"run {run_uri.rpartition('/')[2]} is already trained")
-        elif (
-            pruner is None or pruner(comparable_history(run_uri, experiment.evaluation)) is None
-        ):  # an equal trial may have been pruned before
+        elif pruner is None or pruner(comparable(read_history(run_uri), experiment.evaluation)) is None:  # or an equal trial was pruned
             train(experiment, label, pruner)
     except (UserError, TrainingError) as error:
         say(f"trial {number} failed: {error}")
         return TrialRecord(number=number, params=params, state="failed", reason=" ".join(str(error).split()), run_uri=run_uri)
-    history, result = comparable_history(run_uri, experiment.evaluation), read_result(run_uri)
+    history, result = comparable(read_history(run_uri), experiment.evaluation), read_result(run_uri)
     scores = smallest_scores(history)
     reason, rungs = pruner.judge(history) if pruner is not None else (None, {})
     score, step = min(((score, step) for step, score in scores if score is not None), default=(None, None))

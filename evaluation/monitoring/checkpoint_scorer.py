@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from evaluation.distances.reference_statistics import ReferenceStatistics, load_reference
 from evaluation.distances.sample_scorer import SampleScorer, SampleScores
@@ -30,6 +30,8 @@ from training.checkpoints import checkpoint
 from training.config.experiment import EvaluationConfig, Experiment, Precision, SamplingConfig
 from training.config.plain import as_plain_fields
 from training.console import say
+
+_Score = TypeVar("_Score", bound=Mapping[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +132,8 @@ class CheckpointScorer:
         return read_history(run_uri)
 
     def stop_reason(self, history: Sequence[Mapping[str, Any]]) -> str | None:
-        """Return why training should stop; None while it should not."""
+        """Return why training should stop, by the scores of its own settings; None while it should not."""
+        history = comparable(history, self.evaluation)
         decision = early_stopping.decide(history, self.evaluation)
         if decision.stop or self.stop_rule is None:
             return decision.reason if decision.stop else None
@@ -150,7 +153,11 @@ class CheckpointScorer:
     def keep(self, history: Sequence[Mapping[str, Any]]) -> set[int]:
         """Return the steps of the checkpoints that the final choice may need: its candidates, and the one that guides them."""
         guide = self.evaluation.sampling.guidance_step
-        candidates = early_stopping.best_checkpoints(history, self.evaluation.rescore_best, after=guide)
+        candidates = [
+            candidate
+            for scores in (history, comparable(history, self.evaluation))
+            for candidate in early_stopping.best_checkpoints(scores, self.evaluation.rescore_best, after=guide)
+        ]
         return {candidate.step for candidate in candidates} | ({guide} if guide else set())
 
     def _score_weights(
@@ -228,19 +235,21 @@ def read_history(run_uri: str) -> list[dict[str, Any]]:
         return sorted(pool.map(lambda uri: storage.read_json(uri, StoredScore), uris), key=lambda score: int(score["step"]))
 
 
-def comparable_history(run_uri: str, evaluation: EvaluationConfig) -> list[dict[str, Any]]:
-    """Read the scores that were taken by these settings, by step; scores of earlier versions, which say less, are among them.
+def comparable(history: Iterable[_Score], evaluation: EvaluationConfig) -> list[_Score]:
+    """Return the scores that were taken by these settings; scores of earlier versions, which say less, are among them.
 
-    A run's key leaves out what scores it, so a run can have scores of other settings too, such as fewer samples.
+    A run's key leaves out what scores it, so a run can have scores of other settings too: of fewer samples, which are larger.
     """
+    sampling = as_plain_fields(evaluation.scoring_sampling)
+    defaults = as_plain_fields(SamplingConfig())
 
     def is_comparable(score: Mapping[str, Any]) -> bool:
         protocol = score.get("protocol", {})
-        sampling, reference = protocol.get("sampling"), protocol.get("reference", {})
+        stored, reference = protocol.get("sampling"), protocol.get("reference", {})
         return (
             protocol.get("num_samples") in (None, evaluation.scoring_num_samples)
-            and (sampling is None or SamplingConfig(**sampling) == evaluation.scoring_sampling)
+            and (stored is None or defaults | stored == defaults | sampling)
             and reference.get("extractor") in (None, evaluation.extractor)
         )
 
-    return [score for score in read_history(run_uri) if is_comparable(score)]
+    return [score for score in history if is_comparable(score)]

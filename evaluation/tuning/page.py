@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from evaluation.monitoring.checkpoint_scorer import comparable_history
+from evaluation.monitoring.checkpoint_scorer import comparable, read_history
 from evaluation.records.numbers import NONE
 from evaluation.reports.charts import COLOURS, STYLE, Chart, Line, Picture, as_svg, draw_lines
 from evaluation.reports.html import render as fill
@@ -30,7 +30,7 @@ def render(request: TuneRequest, records: Sequence[TrialRecord], *, links: Mappi
     best, axes = best_of(records), request.axes()
     scored = next((record for record in ranked(records) if record.scores), None)
     experiment = request.experiment()
-    history = comparable_history(scored.run_uri, experiment.evaluation) if scored else []
+    history = comparable(read_history(scored.run_uri), experiment.evaluation) if scored else []
     protocol = history[0]["protocol"] if history else {}
     name = protocol.get("distance", "score")
     return fill(

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from evaluation.distances.reference_statistics import load_reference, save_reference
-from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history, score_uri
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, comparable, read_history, score_uri
 from evaluation.monitoring.early_stopping import decide
 from evaluation.records.run_directory import run_uri_of
 from training.checkpoints import checkpoint
@@ -98,6 +99,30 @@ def test_the_scorer_stops_and_keeps_checkpoints_by_the_history(run_uri: str, sco
     assert dataclasses.replace(scorer, evaluation=guided).keep(history) == {200}, "no checkpoint is later than the guide"
     best = decide(history, experiment.evaluation)
     assert best.best_score == min(value for score in history for value in score["scores"].values())
+
+
+def test_scores_of_other_settings_decide_nothing_and_their_checkpoints_stay(
+    run_uri: str, scorer: CheckpointScorer, experiment: Experiment
+) -> None:
+    """A resumed training may score by fewer samples: no later score reaches the earlier ones, which would stop it."""
+    settings = dataclasses.replace(experiment.evaluation, patience=1, min_steps=0, rescore_best=1)
+    (stored, _) = (scorer.score(checkpoint.checkpoint_uri(run_uri, step)) for step in (100, 200))
+
+    def at(step: int, distance: float, num_samples: int) -> dict[str, Any]:
+        protocol = stored["protocol"] | {"num_samples": num_samples}
+        return stored | {"step": step, "scores": {"ema_0.99": distance}, "without_blocks": {}, "protocol": protocol}
+
+    now, before = settings.scoring_num_samples, settings.scoring_num_samples * 10
+    resumed = dataclasses.replace(scorer, evaluation=settings)
+    assert resumed.stop_reason([at(100, 3.0, now), at(200, 4.0, now)]) is not None
+    history = [at(100, 3.0, before), at(200, 4.0, now)]
+    assert resumed.stop_reason(history) is None
+    assert resumed.keep(history) == {100, 200}
+    other = dataclasses.replace(settings, scoring_sampling=dataclasses.replace(settings.scoring_sampling, spacing="7"))
+    assert comparable(history, settings) == history[1:]
+    assert comparable([at(100, 3.0, now)], other) == []
+    earlier = {"step": 50, "scores": {"ema_0.99": 5.0}}
+    assert comparable([earlier], settings) == [earlier], "what says nothing of its settings"
 
 
 def test_a_reference_of_other_images_is_refused(run_uri: str, scorer: CheckpointScorer, tmp_path: Path) -> None:
