@@ -166,8 +166,8 @@ def _open_batch(uri: str) -> Iterator[tuple[Any, tuple[int, ...], Int64[Tensor, 
             shape, fortran_order, dtype = read_header(member)
         except (KeyError, *_DAMAGED) as error:
             raise UserError(f"{uri}: arr_0 can't be read ({error}); a batch of images is uint8 [N, height, width, 1 or 3]") from error
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
-            raise UserError(f"{uri}: arr_0 is {dtype} {shape}; a batch of images is uint8 [N, height, width, 1 or 3]")
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
+            raise UserError(f"{uri}: arr_0 is {dtype} {shape}; a batch of images is uint8 [N, height, width, 1 or 3], none of them 0")
         if labels is not None and labels.shape != shape[:1]:
             raise UserError(f"{uri}: {labels.size:,} labels (arr_1) do not fit {shape[0]:,} images")
         if labels is not None and labels.dtype.kind not in "iu":

@@ -344,6 +344,7 @@ def test_a_first_start_that_was_killed_while_mlflow_made_its_tables_does_not_pre
     database = tmp_path / "mlflow" / "mlflow.db"
     starting = subprocess.Popen([sys.executable, "-c", _UP, str(tmp_path)])
     while not (database.exists() and "experiments" in table_names(database)):
+        assert starting.poll() is None, "its start failed"
         time.sleep(0.002)
     for process in [starting, *processes(tmp_path)]:
         process.kill()

@@ -70,7 +70,7 @@ def likelihood_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
 def learned_count(spacing: str) -> int | None:
     """Return the K of `learned:K`, the K timesteps that were chosen for one checkpoint; None for any other spacing."""
     kind, separator, count = spacing.strip().partition(":")
-    return int(count) if kind == "learned" and separator and count.strip().isdigit() else None
+    return int(count) if kind == "learned" and separator and count.strip().isdecimal() else None
 
 
 def count_timesteps(spacing: str, num_timesteps: int) -> int:

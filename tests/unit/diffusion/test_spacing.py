@@ -75,6 +75,7 @@ def test_an_explicit_list_is_sorted_and_without_duplicates() -> None:
         ("ddim", 100, "is not understood"),
         ("2.5", 100, "is not understood"),
         ("learned:10", 100, "belong to one checkpoint"),
+        ("learned:²", 100, "is not understood"),
     ],
 )
 def test_an_impossible_spacing_is_refused_with_what_is_possible(spacing: str, num_timesteps: int, message: str) -> None:

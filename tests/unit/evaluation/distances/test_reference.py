@@ -142,6 +142,7 @@ def test_image_batches_are_read_back_with_their_labels(tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, "arr_0 is float32"),
+        ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, "none of them 0"),
         ({"x": np.zeros(1)}, "arr_0 can't be read"),
         ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3)}, r"labels \(arr_1\) do not fit 2 images"),
         ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.array(["a.png", "b.png"])}, "arr_1 is <U5; labels are whole numbers"),
