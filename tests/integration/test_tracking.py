@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -525,6 +526,28 @@ def test_a_request_that_can_never_work_is_refused_at_once(key):
 def test_importing_it_does_not_import_mlflow():
     code = "import sys, training.tracking.runs; assert not {'boto3', 'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_model_in_a_directory_is_registered_and_found_by_mlflow(key, tmp_path):
+    """An MLflow server takes no version whose source is a path of its clients."""
+    import mlflow.artifacts
+
+    run = open_run(key)
+    model = registry.RegisteredModel(
+        name=key,
+        run_id=run.run_id,
+        checkpoint_uri=f"{tmp_path}/runs/{key}/checkpoints/step=00000010",
+        weights="model",
+        data_uri="",
+        distance_name="FID",
+        distance=1.0,
+    )
+    found = registry.register(model, loader_module="evaluation.sampling.pyfunc")
+    assert registry.resolve(key) == found
+    assert registry.register(model, loader_module="evaluation.sampling.pyfunc") == found
+    loaded = Path(mlflow.artifacts.download_artifacts(f"models:/{key}@champion", dst_path=str(tmp_path / "loaded")))
+    assert json.loads(next(loaded.rglob("model.json")).read_text()) == {"checkpoint_uri": model.checkpoint_uri, "weights": "model"}
+    assert run.finish("FINISHED")
 
 
 def test_a_model_is_registered_beside_another_at_the_same_moment_and_beside_a_champion_made_by_hand(key, bucket_uri, monkeypatch):

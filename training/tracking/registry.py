@@ -45,7 +45,8 @@ class RegisteredModel:
 def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
     """Register a checkpoint, or find it registered, and return it with its version; it becomes the champion if it is the best so far.
 
-    `mlflow.pyfunc.load_model` loads a version by a directory in the run's, `mlflow/<step>-<weights>`, which names the checkpoint.
+    `mlflow.pyfunc.load_model` loads a version by a directory in the run's, `mlflow/<step>-<weights>`, which names the checkpoint. Of a run
+    on disk it is among MLflow's artifacts instead: an MLflow server refuses versions in a directory that it does not own.
     """
     client, name = connect(), model.name
     tags = {f"iddpm.{key}": str(getattr(model, key)) for key in _TAGS}
@@ -58,7 +59,7 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
                 if not version.description and model.description:
                     client.update_model_version(name, version.version, model.description)
                 return version
-        source = _write_pyfunc(model, loader_module)
+        source = _write_pyfunc(client, model, loader_module)
         return client.create_model_version(name, source=source, run_id=model.run_id, tags=tags, description=model.description or None)
 
     registered = _read(request(find_or_create))
@@ -86,21 +87,24 @@ def _create(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _write_pyfunc(model: RegisteredModel, loader_module: str) -> str:
+def _write_pyfunc(client: MlflowClient, model: RegisteredModel, loader_module: str) -> str:
     """Write the directory that MLflow loads a model from, and return its URI."""
     from mlflow.pyfunc import save_model
 
     run_uri, _, step = model.checkpoint_uri.rstrip("/").rsplit("/", 2)
-    uri = storage.join(run_uri, "mlflow", f"{step}-{model.weights}")
+    path = f"mlflow/{step}-{model.weights}"
     with tempfile.TemporaryDirectory(prefix="iddpm-pyfunc-") as directory:
         spec, folder = Path(directory) / "model.json", Path(directory) / "model"
         spec.write_text(json.dumps({"checkpoint_uri": model.checkpoint_uri, "weights": model.weights}))
         # No requirements: it needs this project, which no package index has. No signature: MLflow would ignore columns that are not in it.
         save_model(folder, loader_module=loader_module, data_path=str(spec), pip_requirements=[])
-        for path in folder.rglob("*"):
-            if path.is_file():
-                storage.upload(path, storage.join(uri, str(path.relative_to(folder))))
-    return uri
+        if not storage.is_s3(run_uri):
+            client.log_artifacts(model.run_id, str(folder), path)
+            return f"runs:/{model.run_id}/{path}"
+        for file in folder.rglob("*"):
+            if file.is_file():
+                storage.upload(file, storage.join(run_uri, path, str(file.relative_to(folder))))
+    return storage.join(run_uri, path)
 
 
 def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> RegisteredModel:
