@@ -528,20 +528,24 @@ def test_importing_it_does_not_import_mlflow():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_a_model_in_a_directory_is_registered_and_found_by_mlflow(key, tmp_path):
-    """An MLflow server takes no version whose source is a path of its clients."""
-    import mlflow.artifacts
-
-    run = open_run(key)
-    model = registry.RegisteredModel(
+def registered_model(key, run_id, root):
+    return registry.RegisteredModel(
         name=key,
-        run_id=run.run_id,
-        checkpoint_uri=f"{tmp_path}/runs/{key}/checkpoints/step=00000010",
+        run_id=run_id,
+        checkpoint_uri=f"{root}/runs/{key}/checkpoints/step=00000010",
         weights="model",
         data_uri="",
         distance_name="FID",
         distance=1.0,
     )
+
+
+def test_a_model_in_a_directory_is_registered_and_found_by_mlflow(key, tmp_path):
+    """An MLflow server takes no version whose source is a path of its clients."""
+    import mlflow.artifacts
+
+    run = open_run(key)
+    model = registered_model(key, run.run_id, tmp_path)
     found = registry.register(model, loader_module="evaluation.sampling.pyfunc")
     assert registry.resolve(key) == found
     assert registry.register(model, loader_module="evaluation.sampling.pyfunc") == found
@@ -554,15 +558,7 @@ def test_a_model_is_registered_beside_another_at_the_same_moment_and_beside_a_ch
     from mlflow import MlflowClient
 
     run = open_run(key)
-    model = registry.RegisteredModel(
-        name=key,
-        run_id=run.run_id,
-        checkpoint_uri=f"{bucket_uri}/runs/{key}/checkpoints/step=00000010",
-        weights="model",
-        data_uri="",
-        distance_name="FID",
-        distance=1.0,
-    )
+    model = registered_model(key, run.run_id, bucket_uri)
     search = MlflowClient.search_registered_models
 
     def search_just_before_another_makes_it(client, *arguments, **options):
