@@ -39,7 +39,7 @@ HEAD_DRAIN_SECONDS, HEAD_GRACE_SECONDS = 10, 30
 TTL_SECONDS = 60
 """A finished job's pods stay this long where no launcher is there to delete it."""
 SUBMITTER_RETRIES = 2
-_POD_ANNOTATIONS = {
+POD_ANNOTATIONS = {
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
     "karpenter.sh/do-not-disrupt": "true",
     "sidecar.istio.io/inject": "false",
@@ -273,4 +273,4 @@ def _pod(job: RayJob, container: str, amounts: Mapping[str, str], env: Mapping[s
         spec["priorityClassName"] = job.resources.rayjob.priority_class
     if job.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in job.image_pull_secrets]
-    return {"metadata": {"labels": _labels(job), "annotations": {**_POD_ANNOTATIONS, **job.resources.rayjob.annotations}}, "spec": spec}
+    return {"metadata": {"labels": _labels(job), "annotations": {**POD_ANNOTATIONS, **job.resources.rayjob.annotations}}, "spec": spec}

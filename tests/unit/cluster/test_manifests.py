@@ -27,7 +27,7 @@ from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.names import MLFLOW_SECRET, S3_SECRET, SERVICES_CONFIG_MAP
 from components.cluster.workflows import Owner
 from components.launch.rayjob.follow import Pace, run_rayjob
-from components.launch.rayjob.manifest import RayJob, render
+from components.launch.rayjob.manifest import POD_ANNOTATIONS, RayJob, render
 from components.launch.resources import PROFILES, RayJobOptions, StageResources, read_resources
 from components.reaper.messages import TOLD_LABEL
 from components.reaper.rayjobs import delete_finished_rayjobs
@@ -480,8 +480,14 @@ def test_the_patches_merge_into_a_base_of_the_same_shape(tmp_path):
     assert controller["data"]["executor"] == "{}"  # upstream's other settings stay
 
 
+def test_the_pods_of_a_step_ask_autoscalers_to_wait_as_rays_do():
+    added = yaml.safe_load(_kfp("workflow-defaults.yaml")["data"]["workflowDefaults"])["spec"]["podMetadata"]["annotations"]
+    assert len(added) == 2
+    assert added.items() <= POD_ANNOTATIONS.items()
+
+
 def _is_tried_again(**last: str) -> bool:
-    strategy = yaml.safe_load(_kfp("retries.yaml")["data"]["workflowDefaults"])["spec"]["templateDefaults"]["retryStrategy"]
+    strategy = yaml.safe_load(_kfp("workflow-defaults.yaml")["data"]["workflowDefaults"])["spec"]["templateDefaults"]["retryStrategy"]
     assert strategy["retryPolicy"] == "Always"  # all that the expression admits
     names = {"lastRetry": SimpleNamespace(**{"status": "Failed", "exitCode": "-1", "message": "", **last})}
     return bool(eval(strategy["expression"].replace("||", "or").replace("&&", "and"), {}, names))
