@@ -35,12 +35,13 @@ from pipelines.client.runs import terminate
 
 T = TypeVar("T")
 
-_POLL_SECONDS = 2.0
+_POLL_SECONDS, _EVENTS_SECONDS = 2.0, 30.0
 _REPLICAS = "iddpm-conformance/replicas"
 _SUSPENDED = "iddpm-conformance/suspended"
 _BEFORE = "iddpm-conformance/before"
 """Annotations for a session that was killed: the number of replicas to go back to, the suspension, and the Secret that was there."""
 _LABEL = "iddpm-conformance"
+_WORKFLOW = "workflows.argoproj.io/workflow"
 _STEP_LINE = re.compile(r"^(\S+) .*\bstep ([\d,]+)/[\d,]+ ", re.MULTILINE)
 
 EXPERIMENT = """\
@@ -677,6 +678,7 @@ class Recorder:
         self._cluster = cluster
         self._seen: dict[str, str] = {}
         self._versions: dict[str, Any] = {}
+        self._next_events = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -703,15 +705,14 @@ class Recorder:
         owners = {each["workflow"] for each in record.workflows}
         rayjobs = cluster.rayjobs()
         self._objects(record.rayjobs, rayjobs)
-        pods = cluster.items(cluster.path_of("pods"))
-        ours = {
-            each["metadata"]["name"]: each
-            for each in pods
-            if each["metadata"].get("labels", {}).get("workflows.argoproj.io/workflow") in owners or _ray_owner(each) in record.rayjobs
-        }
+        pods = cluster.items(cluster.path_of("pods"), labelSelector=f"{_WORKFLOW} in ({','.join(sorted(owners))})") if owners else []
+        pods += cluster.items(cluster.path_of("pods"), labelSelector=MANAGED_BY) if record.rayjobs else []
+        ours = {each["metadata"]["name"]: each for each in pods if _owner(each) in {*owners, *record.rayjobs}}
         self._objects(record.pods, ours)
-        names = owners | set(record.rayjobs) | set(record.pods)
-        self._events([each for each in cluster.items(cluster.path_of("events")) if each["involvedObject"].get("name") in names])
+        if time.monotonic() > self._next_events or self._stop.is_set():  # rarely: the API can't select those of these objects
+            self._next_events = time.monotonic() + _EVENTS_SECONDS
+            names = owners | set(record.rayjobs) | set(record.pods)
+            self._events([each for each in cluster.items(cluster.path_of("events")) if each["involvedObject"].get("name") in names])
 
     def _is_new(self, item: Mapping[str, Any]) -> bool:
         metadata = item["metadata"]
@@ -778,7 +779,7 @@ def _ray_owner(pod: Mapping[str, Any]) -> str:
 
 
 def _owner(pod: Mapping[str, Any]) -> str:
-    return _ray_owner(pod) or str((pod["metadata"].get("labels") or {}).get("workflows.argoproj.io/workflow", ""))
+    return _ray_owner(pod) or str((pod["metadata"].get("labels") or {}).get(_WORKFLOW, ""))
 
 
 def _kind(pod: Mapping[str, Any]) -> str:
