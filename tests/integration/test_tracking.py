@@ -554,6 +554,21 @@ def test_a_model_in_a_directory_is_registered_and_found_by_mlflow(key, tmp_path)
     assert run.finish("FINISHED")
 
 
+def test_after_the_champion_was_deleted_by_hand_the_best_of_the_others_is_the_champion(key, bucket_uri):
+    run = open_run(key)
+    model = registered_model(key, run.run_id, bucket_uri)
+    best, second, _ = (
+        registry.register(
+            dataclasses.replace(model, weights=f"ema_0.{digit}", distance=digit / 10), loader_module="evaluation.sampling.pyfunc"
+        )
+        for digit in (2, 4, 5)
+    )
+    server().delete_model_version(key, best.version)
+    registry.register(dataclasses.replace(model, weights="ema_0.6", distance=0.6), loader_module="evaluation.sampling.pyfunc")
+    assert registry.resolve(key).version == second.version
+    assert run.finish("FINISHED")
+
+
 def test_a_model_is_registered_beside_another_at_the_same_moment_and_beside_a_champion_made_by_hand(key, bucket_uri, monkeypatch):
     from mlflow import MlflowClient
 

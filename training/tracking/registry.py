@@ -67,13 +67,16 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
     if version is not None and _missing_tags(version):
         say(f"{name} version {version.version} stays the registry's champion: it was made by hand, and has no distance to compare with")
         return registered
-    champion = None if version is None else _read(version)
-    is_same = champion is not None and (champion.checkpoint_uri, champion.weights) == (model.checkpoint_uri, model.weights)
-    if is_same and champion is not None and champion.version != registered.version:  # evaluated again: its number is this one now
+    champion = _best(client, registered) if version is None else _read(version)
+    is_same = (champion.checkpoint_uri, champion.weights) == (model.checkpoint_uri, model.weights)
+    if is_same and champion.version != registered.version:  # evaluated again: its number is this one now
         request(lambda: client.set_registered_model_alias(name, CHAMPION, registered.version))
-    elif champion is None or (champion.distance_name == model.distance_name and model.distance < champion.distance):
-        request(lambda: client.set_registered_model_alias(name, CHAMPION, registered.version))
-        say(f"{name} version {registered.version} is the registry's champion, at {model.distance_name} {model.distance:.4g}")
+        return registered
+    is_better = champion.distance_name == model.distance_name and model.distance < champion.distance
+    best = registered if is_better else champion
+    if version is None or is_better:
+        request(lambda: client.set_registered_model_alias(name, CHAMPION, best.version))
+        say(f"{name} version {best.version} is the registry's champion, at {best.distance_name} {best.distance:.4g}")
     return registered
 
 
@@ -116,6 +119,13 @@ def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> 
     if found is None:
         raise TrackingError(f"MLflow's registry has no model {name!r} with the alias {alias!r}; a finished train pipeline registers one")
     return _read(found)
+
+
+def _best(client: MlflowClient, model: RegisteredModel) -> RegisteredModel:
+    """Return the version with the smallest distance of the model's kind: the champion where none was named, or a person deleted it."""
+    versions = request(lambda: client.search_model_versions(f"name = '{model.name}'"))
+    found = [_read(version) for version in versions if not _missing_tags(version)]
+    return min((each for each in found if each.distance_name == model.distance_name), key=lambda each: each.distance)
 
 
 def _by_alias(client: MlflowClient, name: str, alias: str = CHAMPION) -> Any:
