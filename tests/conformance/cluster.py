@@ -277,7 +277,7 @@ class Cluster:
         """Delete the one pod of that type under a training that has a checkpoint, wait for the run's end, and note its steps' logs."""
         run = self.submit("--resources", f"train={RAYJOB}", *self.lasting(150))
         pod = self.training(run, step=100)
-        self.wait("a checkpoint was scored", lambda: "scored step" in self.log(pod), 300)
+        self.wait("a checkpoint was scored", lambda: "scored step" in self.log(pod), 900)
         (lost,) = self.ray_pods(node_type)
         self.delete_pod(lost["metadata"]["name"])
         self.finish(run)
