@@ -20,6 +20,8 @@ def settings(
     train_resources: str = "laptop",
     evaluate_resources: str = "laptop",
     force_from: str = "",
+    baseline_nights: int = 20,
+    threshold_difference: float = 0.0,
 ) -> NamedTuple(  # type: ignore[valid-type]
     "Settings",
     experiment=str,
@@ -57,14 +59,17 @@ def settings(
         train_resources: Resources of the train step.
         evaluate_resources: Resources of the reference and evaluate steps.
         force_from: The step from which finished work is done again; empty for none.
+        baseline_nights: Of a nightly check: see `evaluation.monitoring.detector.Rule`.
+        threshold_difference: Of a nightly check: its smallest change that matters.
 
     Returns:
         The experiment as JSON, and what the pods of each stage ask for. KFP takes numbers as text.
     """
     from components.launch.logs import pipeline_log_stored
-    from components.steps.settings import check_settings
+    from components.steps.settings import check_settings, require_rule
 
     with pipeline_log_stored(storage_root_uri, pipeline_run_id, "settings"):
+        require_rule(baseline_nights, threshold_difference)
         return check_settings(
             experiment_preset,
             experiment_overrides,

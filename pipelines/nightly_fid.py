@@ -48,7 +48,14 @@ def nightly_pipeline(
     run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # it seeds the samples: each run draws others, a retried step draws the same
     small = Pod(image=image, timeout_seconds=SHORT)
     checked = small.configure(
-        settings(storage_root_uri=storage_root_uri, pipeline_run_id=run_id, evaluate_resources=evaluate_resources), name="settings"
+        settings(
+            storage_root_uri=storage_root_uri,
+            pipeline_run_id=run_id,
+            evaluate_resources=evaluate_resources,
+            baseline_nights=baseline_nights,
+            threshold_difference=threshold_difference,
+        ),
+        name="settings",
     )
     found = small.configure(resolve_model(model=model, storage_root_uri=storage_root_uri, pipeline_run_id=run_id), name="resolve")
     scored = stage_pod(checked, "evaluate", image=image).configure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -129,6 +130,19 @@ def require_force_from(step: str) -> None:
             f"force_from: {step!r} can't be done again; the steps are {', '.join(FORCED_STEPS)} (data sets and reference statistics "
             "belong to all runs: another data_uri or storage_root_uri makes them anew)"
         )
+
+
+def require_rule(baseline_nights: int, threshold_difference: float) -> None:
+    """Refuse parameters by which no history can be judged, before the model is scored.
+
+    Raises:
+        UserError: One is out of its range; the message names it.
+    """
+    from evaluation.monitoring.detector import Rule
+
+    if not 0 <= threshold_difference < math.inf:
+        raise UserError(f"threshold_difference must be a number of 0 or more, got {threshold_difference}")
+    Rule(baseline_nights=baseline_nights)
 
 
 def check_settings(

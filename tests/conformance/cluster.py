@@ -268,6 +268,22 @@ class Cluster:
         found = [each for each in self.items(self.path_of("pods"), labelSelector=MANAGED_BY) if _ray_owner(each) in names]
         return [each for each in found if not node_type or _kind(each).removeprefix("ray-") == node_type]
 
+    def make(self, path: str, item: Mapping[str, Any]) -> None:
+        """Make an object, which is deleted when the scenario ends; one that a session left is taken over.
+
+        Args:
+            path: The API's path of such objects.
+            item: The object.
+        """
+        name = item["metadata"]["name"]
+        self.undo.callback(self.call, "DELETE", f"{path}/{name}")
+        try:
+            self.call("POST", path, item)
+        except ApiException as error:
+            if error.status != 409:
+                raise
+            self.call("PATCH", f"{path}/{name}", item)
+
     def delete_pod(self, name: str) -> None:
         """Delete a pod as `kubectl delete pod` does."""
         print(f"    deleting pod {name}", flush=True)
@@ -277,7 +293,7 @@ class Cluster:
         """Delete the one pod of that type under a training that has a checkpoint, wait for the run's end, and note its steps' logs."""
         run = self.submit("--resources", f"train={RAYJOB}", *self.lasting(150))
         pod = self.training(run, step=100)
-        self.wait("a checkpoint was scored", lambda: "scored step" in self.log(pod), 900)
+        self.first_score(pod)
         (lost,) = self.ray_pods(node_type)
         self.delete_pod(lost["metadata"]["name"])
         self.finish(run)
@@ -290,15 +306,15 @@ class Cluster:
         path = f"{self.path_of('pods')}/{name}/eviction"
         self.call("POST", path, {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata})
 
-    def execute(self, pod: str, code: str) -> str:
-        """Run Python in the main container of a pod, and return its output, also if the container ends meanwhile."""
+    def execute(self, pod: str, code: str, container: str = "main") -> str:
+        """Run Python in a container of a pod, and return its output, also if the container ends meanwhile."""
         with contextlib.suppress(ApiException, OSError, ValueError):
             return str(
                 stream(
                     client.CoreV1Api(connect()).connect_get_namespaced_pod_exec,
                     pod,
                     self.settings.namespace,
-                    container="main",
+                    container=container,
                     command=["python", "-c", code],
                     stderr=True,
                     stdin=False,
@@ -571,6 +587,10 @@ class Cluster:
             return pod["metadata"]["name"] if pod and self.step_of(pod["metadata"]["name"]) >= step else ""
 
         return self.wait(f"the training is past step {step:,}" + (f" in another pod than {after}" if after else ""), look, seconds)
+
+    def first_score(self, pod: str) -> None:
+        """Wait until a training has a scored checkpoint, from which it can go on."""
+        self.wait("a checkpoint was scored", lambda: "scored step" in self.log(pod), 900)
 
     def step_of(self, pod: str) -> int:
         """Return the last step that the log of a training's pod shows; 0 if there is none."""

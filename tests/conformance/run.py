@@ -36,6 +36,7 @@ SCENARIOS = (
     "doctor_before",
     "train_local",
     "train_rayjob",
+    "rayjob_options",
     "runs_shown",
     "logs_kept",
     "bad_source",
@@ -187,6 +188,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--gap", type=float, default=600.0, help="seconds between the two deletions of a step's pod")
     parser.add_argument("--away", type=float, default=180.0, help="seconds for which MLflow and S3 are away")
     parser.add_argument("--steps-per-second", type=float, default=0.0, help="pace of a training; 0 measures it")
+    parser.add_argument("--beside", action="store_true", help="another session runs there: leave alone what it has changed and started")
     parser.add_argument("--keep", action="store_true", help="keep what the session wrote to S3 and MLflow")
     parser.add_argument("--out", type=Path, default=Path(".iddpm/conformance"), help="folder for the table and the recordings")
     options = parser.parse_args()
@@ -224,7 +226,8 @@ def main() -> int:
         )
         about = f"{began} UTC. {versions(cluster)}; image {options.image}."
         print(about, flush=True)
-        cluster.repair()
+        if not options.beside:
+            cluster.repair()
         try:
             for name in options.scenarios:
                 rows.append(run_scenario(cluster, name))

@@ -9,7 +9,7 @@ import os
 import platform
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from training.config.redaction import without_secrets
 from training.console import say
 from training.storage.logs import LogUpload, log_uri
 
-_NOISE = ("PlacementGroupCleaner", "State API may be temporarily unavailable", "PreemptionWatcher")
-"""Ray Train repeats these warnings where Ray has no dashboard, and at each start; they have no effect."""
+_NOISE = ("PlacementGroupCleaner", "State API may be temporarily unavailable", "PreemptionWatcher", "Failed to send resource request for")
+"""Ray Train repeats these warnings where Ray has no dashboard, at each start, and on busy nodes; they have no effect."""
 _MAX_FILE_BYTES = 256 * 1024
 _MAX_FILES = 200
 
@@ -33,14 +33,27 @@ def hide_noise() -> None:
         return
 
     def show_rest(data: Mapping[str, Any], *rest: Any, **options: Any) -> None:
-        lines = [line for line in data["lines"] if not any(words in line for words in _NOISE)]
-        if lines:
+        if lines := without_noise(data["lines"]):
             show({**data, "lines": lines}, *rest, **options)
 
     show_rest.hides_noise = True  # type: ignore[attr-defined]
     worker.print_worker_logs = show_rest
     tokens = logging.getLogger("ray._private.authentication.authentication_token_setup")
     tokens.addFilter(lambda record: "is enabled for this Ray cluster" not in record.getMessage())  # as it should be
+
+
+def without_noise(lines: Sequence[str]) -> list[str]:
+    """Leave out Ray's warnings that have no effect, each with the traceback that follows it."""
+    kept, in_noise = [], False
+    for line in lines:
+        if any(words in line for words in _NOISE):
+            in_noise = True
+        elif in_noise and line.startswith(("Traceback (most recent call last)", " ", "ray.exceptions.")):
+            in_noise = not line.startswith("ray.exceptions.")  # the last line of the traceback
+        else:
+            in_noise = False
+            kept.append(line)
+    return kept
 
 
 def logs_of_this_node() -> Path:

@@ -46,8 +46,7 @@ def make_queue(cluster: Cluster) -> Callable[[Mapping[str, object]], None]:
     root = f"/apis/{api}"
 
     def make(path: str, kind: str, spec: Mapping[str, object]) -> None:
-        cluster.undo.callback(cluster.call, "DELETE", f"{root}/{path}/{QUEUE}")
-        cluster.call("POST", f"{root}/{path}", {"apiVersion": api, "kind": kind, "metadata": {"name": QUEUE}, "spec": spec})
+        cluster.make(f"{root}/{path}", {"apiVersion": api, "kind": kind, "metadata": {"name": QUEUE}, "spec": spec})
 
     def change(spec: Mapping[str, object]) -> None:
         print(f"    the queue gets {json.dumps(spec)}", flush=True)

@@ -11,7 +11,7 @@ def drive(cluster: Cluster) -> None:
     change_queue(quota("100", "400Gi"))
     run = cluster.submit("--resources", f"train={in_queue(QUEUE)}", *cluster.lasting(150))
     pod = cluster.training(run, step=100)
-    cluster.wait("a checkpoint was scored", lambda: "scored step" in cluster.log(pod), 900)
+    cluster.first_score(pod)
     change_queue({"stopPolicy": "HoldAndDrain"})
     cluster.wait("its Ray cluster is gone", lambda: not cluster.ray_pods("head") and not cluster.ray_pods("worker"), 600)
     change_queue({"stopPolicy": "None"})

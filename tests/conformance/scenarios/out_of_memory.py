@@ -27,7 +27,7 @@ def drive(cluster: Cluster) -> None:
     """Fill the memory of the pod that trains."""
     run = cluster.submit(*cluster.lasting(180))
     pod = cluster.training(run, step=100)
-    cluster.wait("a checkpoint was scored", lambda: "scored step" in cluster.log(pod), 900)
+    cluster.first_score(pod)
     cluster.record.texts["killed"] = cluster.execute(pod, _FILL_MEMORY)
     cluster.finish(run)
     logs = [cluster.log(name) for name in cluster.record.pods_of("executor")]

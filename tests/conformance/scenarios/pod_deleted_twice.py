@@ -9,7 +9,7 @@ def drive(cluster: Cluster) -> None:
     gap = cluster.settings.gap_seconds
     run = cluster.submit(*cluster.lasting(gap + 180))
     pod = cluster.training(run, step=100)
-    cluster.wait("a checkpoint was scored", lambda: "scored step" in cluster.log(pod), 900)
+    cluster.first_score(pod)
     cluster.delete_pod(pod)
     second = cluster.training(run, after=pod)
     cluster.record.texts["first"] = cluster.log(second)

@@ -92,9 +92,11 @@ def test_the_workers_place_and_what_a_pod_gets_are_said_as_they_are_here(
         ("train_resources", "9xgpu", "train_resources: there is no profile '9xgpu'"),
         ("force_from", "trian", "the steps are train, evaluate, report"),
         ("evaluate_resources", '{"cpu": "many"}', "evaluate_resources.cpu 'many'"),
+        ("baseline_nights", 2, "baseline_nights must be 3 or more, got 2"),
+        ("threshold_difference", -0.1, "threshold_difference must be a number of 0 or more, got -0.1"),
     ],
 )
-def test_a_wrong_setting_fails_the_first_step(argument: str, value: str, said: str, tmp_path: Path) -> None:
+def test_a_wrong_setting_fails_the_first_step(argument: str, value: object, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         settings.python_func(str(tmp_path), "1", **{argument: value})
     assert said in str(caught.value)

@@ -127,14 +127,37 @@ def _compare(
     torch.testing.assert_close(ours, their_path(scheduler, oracle, x, num_steps, noises), rtol=0, atol=1e-4)
 
 
+def smooth_grid(num_steps: int) -> GaussianProcess:
+    timesteps = [round(400 + 3100 * i / num_steps) for i in range(num_steps + 1)]
+    return make_process(DiffusionConfig(objective="simple", variance="fixed_small"), timesteps)
+
+
 def flow_error(sampler: Sampler, num_steps: int) -> float:
     """Of the flow of Gaussian data over a smooth grid of timesteps, against its exact solution."""
-    process = make_process(
-        DiffusionConfig(objective="simple", variance="fixed_small"), [round(400 + 3100 * i / num_steps) for i in range(num_steps + 1)]
-    )
+    process = smooth_grid(num_steps)
     oracle, x = GaussianOracle(process, std=0.25, mean=0.3), noise(8, 1, 4, 4)
     exact = oracle.flow(x.double(), float(process.alpha_bars[-1]), float(process.alpha_bars[0]))
     return float((our_path(sampler, process, oracle, x)[-2] - exact).abs().max())
+
+
+def variance_error(order: MultistepOrder, num_steps: int) -> float:
+    """Of the images that the reverse SDE draws of Gaussian data, as a share of their exact variance.
+
+    All steps are linear there, so the variance is the sum of the squared answers to one unit of noise: in the start, and in each step.
+    The mean says nothing: the prediction of x_0 is a martingale, and order 1 is exact.
+    """
+    std, process = 0.25, smooth_grid(num_steps)
+    clean, noisy = (float(alpha_bar * std**2 + 1 - alpha_bar) for alpha_bar in process.alpha_bars[[0, -1]])
+    units = torch.eye(num_steps + 1)
+    start, *noises = units.reshape(num_steps + 1, num_steps + 1, 1, 1, 1)
+    drawn = our_path(SDEDPMSolverPP(order), process, GaussianOracle(process, std=std), noisy**0.5 * start, [*noises, start])[-2]
+    return abs(float(drawn.double().square().sum()) / clean - 1)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_variance_that_the_sde_draws_is_as_exact_as_the_order_of_the_method(order: MultistepOrder) -> None:
+    coarse, fine = (variance_error(order, num_steps) for num_steps in (40, 80))
+    assert order - 0.55 < math.log2(coarse / fine) < order + 0.45
 
 
 # A corrector raises the order by one; the first steps, which have no history, limit it to 3.

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 from training import storage
-from training.distributed.ray_logs import store_logs
+from training.distributed.ray_logs import store_logs, without_noise
 
 
 def test_the_end_of_each_log_is_kept_without_secrets(tmp_path, monkeypatch):
@@ -50,3 +50,19 @@ def test_a_log_that_is_moved_or_can_not_be_read_costs_no_other_log_and_no_outcom
     with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(store_logs(logs, run_uri)))) as archive:
         assert archive.getnames() == ["stays.out"]
     assert store_logs(tmp_path / "nowhere", run_uri)
+
+
+def test_a_warning_without_effect_is_left_out_with_its_traceback_and_the_next_lines_are_shown() -> None:
+    """As Ray Train 2.60 wrote it on a node whose cores were all busy."""
+    lines = [
+        "iddpm| step 50/1,017  loss 0.9",
+        "Failed to send resource request for train-fbaee2. If this only happens transiently during network partition or CPU being ",
+        "Traceback (most recent call last):",
+        '  File "ray/train/v2/_internal/execution/scaling_policy/autoscaling_coordinator_client.py", line 58, in send_resource_request',
+        "    ray.get(",
+        "ray.exceptions.GetTimeoutError: Get timed out: some object(s) not ready.",
+        "Traceback (most recent call last):",
+        "RuntimeError: one of ours",
+        "iddpm| step 97/1,017  loss 0.8",
+    ]
+    assert without_noise(lines) == [lines[0], *lines[-3:]]
