@@ -43,8 +43,16 @@ UNDISTURBED = [
     ("retry_from", "retry_from", 8),
     ("garbage", "garbage", 10),
     ("told_again", "told_again", 3),
+    ("rayjob_options", "rayjob_options", 7),
 ]
 REFUTED = [
+    (
+        "rayjob_options",
+        "submitted_twice",
+        "the RayJob and all its pods have the labels and annotations",
+        "iddpm-conformance-67b42d3cf2",
+    ),
+    ("rayjob_options", "submitted_twice", "workers have the affinity and the runtime class", "(None, None)"),
     ("train_local", "plugin-env-collision-then-cancelled", "every step succeeds", "preprocess"),
     ("pod_deleted_twice", "pod_deleted_twice-second-seen-as-failed", "the run succeeds", "executor(1): main: Error (exit code 143)"),
     ("submitted_twice", "submitted_twice-job-deleted-when-done", "the run succeeds", "executor(0): main: Error (exit code 1)"),
