@@ -118,8 +118,7 @@ def report_locally(request: AblationRequest, services: Services) -> Path:
     os.environ.update(services.env)
     uri = ablation_uri(request, services.bucket_uri)
     update_ablation(uri)
-    seeds = f"-{request.seeds}-seeds" if request.seeds > 1 else ""
-    folder = gallery_folder(services) / f"{request.name}-{request.scale}{seeds}"
+    folder = gallery_folder(services) / request.folder()
     for name in FILES:  # a file appears whole, for a gallery that is written at the same time
         if storage.exists(storage.join(uri, name)):
             storage.download(storage.join(uri, name), folder / name)

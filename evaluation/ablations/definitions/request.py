@@ -104,6 +104,12 @@ class AblationRequest:
         identity = json.dumps([self.name, self.scale, identities, self.counts(), self.ablation().checkpoint], sort_keys=True)
         return f"{self.name}-{self.scale}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
+    def folder(self) -> str:
+        """Return the name of the folder of its reports on one machine. With changes, another preset or runs it has one of its own."""
+        seeds = f"-{self.seeds}-seeds" if self.seeds > 1 else ""
+        variant = f"-{self.key()[-10:]}" if self.changes or self.varies_another or self.runs else ""
+        return f"{self.name}-{self.scale}{seeds}{variant}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
