@@ -57,6 +57,7 @@ def tabulate_ablation(
                 experiment_objective,
                 experiment_overrides,
             )
+            request.trials()  # the steps before have refused what it refuses
         except UserError:
             name = f"ablation {ablation_name}"
             return storage.retry(lambda: finish_unread(status.state, pipeline_run_id, storage_root_uri, name=name))

@@ -155,7 +155,10 @@ def arguments_of(
         arguments[FILE] = read_text(arguments[FILE])
     if arguments.get(FILE) and PRESET in arguments:
         raise ArgumentsError(f"give either a preset or {FILE}; the file's base names its preset")
-    for word in resources:
+    for word in _profiles_first(resources):
+        stage, has_field, _ = word.partition("=")[0].partition(".")
+        if not has_field and f"{stage}{_RESOURCES}" in arguments:
+            raise ArgumentsError(f"--resources {word} and --param {stage}{_RESOURCES} mean the same; give one")
         _change_resources(pipeline, arguments, word)
     _check(pipeline, arguments)
     return arguments
@@ -246,7 +249,7 @@ def change_for_retry(
         arguments = {name: value for name, value in {**defaults, **given}.items() if name not in gone} | {"image": image}
     if force_from:
         arguments[FORCE_FROM] = force_from
-    for word in resources:
+    for word in _profiles_first(resources):
         stage = word.partition("=")[0].partition(".")[0]
         arguments.setdefault(f"{stage}{_RESOURCES}", defaults.get(f"{stage}{_RESOURCES}", ""))
         _change_resources(pipeline, arguments, word)
@@ -367,6 +370,14 @@ def _parse(option: str, word: str, form: str) -> tuple[str, str]:
 
 def _stages(pipeline: CompiledPipeline) -> list[str]:
     return [name.removesuffix(_RESOURCES) for name in pipeline.parameters if name.endswith(_RESOURCES)]
+
+
+def _profiles_first(words: Sequence[str]) -> list[str]:
+    """Return the words of --resources with profiles before fields, which change them; refuse a second one of the same."""
+    paths = [word.partition("=")[0] for word in words]
+    if doubled := [path for path in paths if paths.count(path) > 1]:
+        raise ArgumentsError(f"--resources {doubled[0]} is given twice")
+    return sorted(words, key=lambda word: "." in word.partition("=")[0])
 
 
 def _change_resources(pipeline: CompiledPipeline, arguments: dict[str, Any], word: str) -> None:

@@ -77,7 +77,9 @@ def run_pipeline(
         if _kill_processes(home):
             show("stopped the processes that an earlier, killed run had left")
         result_path = Path(folder) / "result.json"
-        status = _supervise(_write_job(pipeline, arguments, home, log_path, Path(folder)), services, log_path, show)
+        # A step that is done again by force is begun anew at each command.
+        again = "the same command" + (" (without --from, if that step had begun)" if arguments.get("force_from") else "")
+        status = _supervise(_write_job(pipeline, arguments, home, log_path, Path(folder)), services, log_path, show, again)
         result = json.loads(result_path.read_text()) if result_path.exists() else {}
     if "outputs" in result:
         outputs: dict[str, Any] = result["outputs"]
@@ -120,8 +122,8 @@ def _write_job(pipeline: Any, arguments: Mapping[str, Any], home: Path, log_path
     return job_path
 
 
-def _supervise(job: Path, services: Services, log_path: Path, show: Callable[[str], None]) -> int:
-    """Start the run, show its lines, and return its exit status when none of its processes is left."""
+def _supervise(job: Path, services: Services, log_path: Path, show: Callable[[str], None], again: str) -> int:
+    """Start the run, show its lines, and return its exit status when none of its processes is left; `again` goes on if it is stopped."""
     home = services.home.resolve()
     mark = {_MARK: f"{home}:{uuid.uuid4().hex}"}
     with termination_raised(), log_path.open("a") as log:
@@ -144,7 +146,7 @@ def _supervise(job: Path, services: Services, log_path: Path, show: Callable[[st
         except (KeyboardInterrupt, SystemExit):
             show("stopping all processes (Ctrl-C again kills them at once) ...")
             _interrupt(process, home)
-            raise PipelineInterruptedError("stopped; the same command goes on with what is left", log_path) from None
+            raise PipelineInterruptedError(f"stopped; {again} goes on with what is left", log_path) from None
         finally:
             _kill_processes(home, session=process.pid)
             process.wait()

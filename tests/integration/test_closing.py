@@ -17,6 +17,7 @@ from components.report_tuning import report_tuning
 from components.steps.close import End, close_runs, end_of_run, finish_training
 from components.steps.runs import identify
 from components.tabulate_ablation import tabulate_ablation
+from evaluation.ablations.definitions.request import DEFAULT_PRESET, OWN_GRID
 from training import storage
 from training.config.presets import preset
 from training.data.preparation.options import Options
@@ -171,4 +172,23 @@ def test_an_error_in_the_form_does_not_fail_the_last_step_too(experiment, tmp_pa
     given = {name: value for name, value in wrong.items() if name in names}
     status = SimpleNamespace(state="FAILED")
     assert component.python_func(status=status, pipeline_run_id=pipeline, storage_root_uri=str(tmp_path), **given) == ""
+    assert _status(run) == "FAILED"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ablation_name": "width", "experiment_preset": DEFAULT_PRESET, "experiment_overrides": ["optim.nosuch=1"]},
+        {"ablation_name": OWN_GRID, "ablation_grid": {"seed": [1, 2]}, "experiment_preset": DEFAULT_PRESET},
+    ],
+    ids=["override", "grid"],
+)
+def test_a_trial_that_the_first_step_refused_does_not_fail_the_table_too(experiment, tmp_path: Path, wrong):
+    pipeline = str(uuid.uuid4())
+    run = _left_open(experiment, "k-table", pipeline)
+    form = {"ablation_scale": "tiny", "ablation_grid": {}, "ablation_options": {}, "experiment_objective": "as named"}
+    given = {"experiment_overrides": [], "page": SimpleNamespace(path=str(tmp_path / "page.html")), **form, **wrong}
+    status = SimpleNamespace(state="FAILED")
+    tabulate = tabulate_ablation.python_func
+    assert tabulate(status=status, pipeline_run_id=pipeline, storage_root_uri=str(tmp_path), **given) == ""
     assert _status(run) == "FAILED"

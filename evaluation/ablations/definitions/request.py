@@ -105,9 +105,9 @@ class AblationRequest:
         return f"{self.name}-{self.scale}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def folder(self) -> str:
-        """Return the name of the folder of its reports on one machine. With changes, another preset or runs it has one of its own."""
+        """Return the name of the folder of its reports on one machine. With changes, a preset, a grid or runs it has its own."""
         seeds = f"-{self.seeds}-seeds" if self.seeds > 1 else ""
-        variant = f"-{self.key()[-10:]}" if self.changes or self.varies_another or self.runs else ""
+        variant = f"-{self.key()[-10:]}" if self.changes or self.varies_another or self.grid or self.runs else ""
         return f"{self.name}-{self.scale}{seeds}{variant}"
 
     def to_dict(self) -> dict[str, Any]:

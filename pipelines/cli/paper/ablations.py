@@ -90,7 +90,11 @@ def run_requests(
 ) -> list[AblationResult]:
     """Run the requests one after the other, print where their reports are, and return their results.
 
-    The arguments are those of `pipelines.local.ablate.run_ablation`. A failed trial raises PipelineError when the others have run.
+    The arguments are those of `pipelines.local.ablate.run_ablation`; of several ablations each takes the sources of its own data sets. A
+    failed trial raises PipelineError when the others have run.
+
+    Raises:
+        UserError: A source is of a data set that none of several ablations has.
     """
     from pipelines.local.ablate import choose_parallel_trials, estimate_time_left, gallery_folder, run_ablation
     from pipelines.local.run import PipelineError
@@ -98,16 +102,17 @@ def run_requests(
     from pipelines.services import services
 
     parallel_trials = choose_parallel_trials(parallel_trials, num_workers=num_workers, gpu=gpu)
+    sources_of = _sources_of(requests, pairs(sources, "--source"))
     running = services.up()
     results, failures = [], []
     log_path: Path | None = None
     time_left = estimate_time_left(requests, running)
-    for request in requests:
+    for request, own_sources in zip(requests, sources_of, strict=True):
         try:
             result = run_ablation(
                 request,
                 running,
-                sources=pairs(sources, "--source"),
+                sources=own_sources,
                 num_workers=num_workers,
                 gpu=gpu,
                 parallel_trials=parallel_trials,
@@ -128,6 +133,17 @@ def run_requests(
     if failures:
         raise PipelineError(f"failed in {'; '.join(failures)}. The same command runs only what failed", log_path)
     return results
+
+
+def _sources_of(requests: list[AblationRequest], sources: dict[str, str]) -> list[dict[str, str]]:
+    """Return for each of several ablations the sources of the data sets that it has; one alone is given all, and refuses what it lacks."""
+    if len(requests) == 1:
+        return [sources]
+    names = [{trial.experiment.data.name for trial in request.trials()} for request in requests]
+    known = set().union(*names)
+    if unknown := sorted(sources.keys() - known):
+        raise UserError(f"--source: no trial has a data set {unknown[0]!r}; they have {', '.join(sorted(known))}")
+    return [{name: source for name, source in sources.items() if name in own} for own in names]
 
 
 def report(

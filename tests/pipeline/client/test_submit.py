@@ -179,6 +179,8 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--set", "optim.num_steps=few"), "optim.num_steps"),
         (("train", "--param", "train_resource=1"), "no parameter 'train_resource'; did you mean 'train_resources'?"),
         (("train", "--resources", "trian.gpus=1"), "pipeline train has no stage 'trian'; did you mean 'train'?"),
+        (("train", "--resources", "train=2xcpu", "--resources", "train=8xgpu"), "--resources train is given twice"),
+        (("train", "--resources", "train=8xgpu", "--param", "train_resources=2xcpu"), "mean the same; give one"),
         (("train", "--resources", "train"), "write STAGE.FIELD=VALUE, or STAGE=PROFILE"),
         (("train", "--resources", "train.gpu=1"), "train_resources: there is no 'gpu'; did you mean 'gpus'?"),
         (("train", "--resources", "train=laptob"), "train_resources: there is no profile 'laptob'"),
@@ -363,6 +365,14 @@ def test_every_field_of_the_works_resources_can_be_said(train: CompiledPipeline)
         words = [f"train.{each.name}={value}"]
         (text,) = arguments_of(train, preset="", overrides=[], words=[], resources=words).values()
         assert getattr(read_resources(text, stage="train").work, each.name) == value
+
+
+def test_a_field_changes_the_profile_that_is_named_with_it_in_any_order(train: CompiledPipeline) -> None:
+    words = ["train.memory=64Gi", "train=8xgpu"]
+    found = [arguments_of(train, preset="", overrides=[], words=[], resources=each) for each in (words, words[::-1])]
+    assert found[0] == found[1]
+    resources = read_resources(found[0]["train_resources"], stage="train")
+    assert (resources.memory, resources.num_workers) == ("64Gi", 8)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
