@@ -78,14 +78,14 @@ def read_data_options(text: str) -> DataOptions:
     return read
 
 
-def refuse_sources(text: str) -> None:
-    """Refuse the field `sources` in the options of a pipeline that trains a single data set: it has the parameter `data_source`.
+def refuse_sources(text: str, remedy: str = "give data_source instead") -> None:
+    """Refuse the field `sources` in the options where another one says the source; also whatever `read_data_options` refuses.
 
     Raises:
         UserError: The field is given.
     """
     if read_data_options(text).sources:
-        raise UserError("data_options.sources is for ablations, which train on several data sets; give data_source instead")
+        raise UserError(f"data_options.sources is for the pipeline of ablations, which train on several data sets; {remedy}")
 
 
 def describe_data_options() -> str:

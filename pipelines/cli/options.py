@@ -27,6 +27,10 @@ RESOURCES = typer.Option(
     "k8s/README.md lists both. May be repeated.",
 )
 IMAGES = typer.Option("", help="Directory, zip or tar of the images; empty takes the data set's own source.")
+DATA_OPTIONS = typer.Option(
+    "",
+    help='How images are prepared, as JSON, like \'{"background": "black", "num_test": 378}\': the fields of the parameter data_options.',
+)
 FROM = typer.Option(
     "", "--from", help="Do this step and the ones after it again although they are finished: train (in a new directory), evaluate, report."
 )

@@ -54,6 +54,7 @@ def run_ablation(
     services: Services,
     *,
     sources: Mapping[str, str] | None = None,
+    data_options: str = "",
     num_workers: int = 1,
     gpu: bool = False,
     parallel_trials: int | None = None,
@@ -65,6 +66,7 @@ def run_ablation(
 
     Args:
         sources: Name of a data set -> source of its images.
+        data_options: How the images of all data sets are prepared; see `pipelines.local.images.preparation`.
         num_workers: Training processes of a trial, and processes that draw samples; with more than one, one trial trains at a time.
         gpu: Train and evaluate on GPUs.
         parallel_trials: Trials at once, each in a process with one GPU or an equal part of the cores; see `choose_parallel_trials`.
@@ -75,7 +77,7 @@ def run_ablation(
     """
     from components.ablations.planning import list_data_sets, plan
     from components.ablations.steps import measure_joint
-    from pipelines.local.images import held_out
+    from pipelines.local.images import preparation
     from training.config.experiment import Experiment
     from training.data.splits import prepare_experiment
 
@@ -89,7 +91,7 @@ def run_ablation(
     with show_progress(log_path, request.name):
         for data_set in list_data_sets(request, root, sources=sources):
             given, experiment = data_set["source"], Experiment.from_json(data_set["experiment"])
-            prepare_experiment(experiment, data_set["data_uri"], source=given, source_options=held_out(given))
+            prepare_experiment(experiment, data_set["data_uri"], source=given, **preparation(data_options, given))
         items = plan(request, root, TRACKING_EXPERIMENT)
         failed = _run_trials(items, root, resources, parallel_trials, time_left)
         if not failed or request.seeds > 1:

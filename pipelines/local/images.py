@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from training import storage
 
@@ -31,3 +32,18 @@ def held_out(source: str) -> dict[str, int]:
     items = splits["train"].listing().items
     num_test = min(max(1, len(items) // 10), len(items) - len({item.label for item in items}))
     return {"num_test": num_test} if num_test else {}
+
+
+def preparation(data_options: str, source: str) -> dict[str, Any]:
+    """Return keyword arguments of `training.data.splits.prepare_experiment` for images from a source.
+
+    Args:
+        data_options: A JSON object, see `components.steps.settings.read_data_options`; empty holds test images out, as `held_out`.
+        source: The source; empty is the data set's own.
+
+    Raises:
+        UserError: An option is wrong, or there is no such source.
+    """
+    from components.steps.settings import read_data_options
+
+    return read_data_options(data_options).arguments() if data_options else {"source_options": held_out(source)}

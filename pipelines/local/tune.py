@@ -31,13 +31,16 @@ class TuneResult:
     lines: list[str]
 
 
-def run_tuning(request: TuneRequest, services: Services, *, source: str = "", resources: Mapping[str, Any]) -> TuneResult:
+def run_tuning(
+    request: TuneRequest, services: Services, *, source: str = "", data_options: str = "", resources: Mapping[str, Any]
+) -> TuneResult:
     """Prepare the data set, run the trials that are missing, and copy the report to this machine's folder.
 
     Only progress is shown; the output of libraries goes into a log.
 
     Args:
         source: Source of the images; empty takes the data set's own.
+        data_options: How they are prepared; see `pipelines.local.images.preparation`.
         resources: Fields of `training.config.experiment.Resources`.
 
     Raises:
@@ -51,7 +54,7 @@ def run_tuning(request: TuneRequest, services: Services, *, source: str = "", re
     from evaluation.reports.html import text_table
     from evaluation.tuning.page import table_headers, table_rows
     from evaluation.tuning.record import read_records
-    from pipelines.local.images import held_out
+    from pipelines.local.images import preparation
     from training import storage
     from training.data.splits import default_data_uri, prepare_experiment
 
@@ -59,7 +62,8 @@ def run_tuning(request: TuneRequest, services: Services, *, source: str = "", re
     root, experiment = services.bucket_uri, request.experiment()
     log_path = services.home / "logs" / f"tune-{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     with show_progress(log_path, "tune"):
-        data_uri = prepare_experiment(experiment, default_data_uri(experiment.data, root), source=source, source_options=held_out(source))
+        prepared = preparation(data_options, source)
+        data_uri = prepare_experiment(experiment, default_data_uri(experiment.data, root), source=source, **prepared)
         reference_uri = reference_for(experiment, data_uri, root, before_training=True)
         try:
             uri = tune(request.to_dict(), data_uri, reference_uri, root, _TRACKING_EXPERIMENT, resources)

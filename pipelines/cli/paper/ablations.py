@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
+from pipelines.cli import options
 from training.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def ablate(
     runs: list[str] = _RUN,
     seeds: int = _SEEDS,
     sources: list[str] = typer.Option([], "--source", help="Source of a data set's images, like cifar10=cifar10:/data; may be repeated."),
+    data_options: str = options.DATA_OPTIONS,
     num_workers: int = typer.Option(1, min=1, help="Training processes of a trial, and processes that draw samples."),
     gpu: bool = typer.Option(False, help="Train and evaluate on GPUs."),
     parallel_trials: int | None = PARALLEL_TRIALS,
@@ -82,11 +84,17 @@ def ablate(
         if len(costs) > 1:
             print(f"all of them: {sum(costs[1:], costs[0]).describe(card, trains=True, price_per_hour=price_per_hour)}")
         return
-    run_requests(requests, sources, num_workers=num_workers, gpu=gpu, parallel_trials=parallel_trials)
+    run_requests(requests, sources, data_options=data_options, num_workers=num_workers, gpu=gpu, parallel_trials=parallel_trials)
 
 
 def run_requests(
-    requests: list[AblationRequest], sources: list[str], *, num_workers: int, gpu: bool, parallel_trials: int | None
+    requests: list[AblationRequest],
+    sources: list[str],
+    *,
+    data_options: str = "",
+    num_workers: int,
+    gpu: bool,
+    parallel_trials: int | None,
 ) -> list[AblationResult]:
     """Run the requests one after the other, print where their reports are, and return their results.
 
@@ -96,12 +104,14 @@ def run_requests(
     Raises:
         UserError: A source is of a data set that none of several ablations has.
     """
+    from components.steps.settings import refuse_sources
     from pipelines.local.ablate import choose_parallel_trials, estimate_time_left, gallery_folder, run_ablation
     from pipelines.local.run import PipelineError
     from pipelines.local.training import shorten_path
     from pipelines.services import services
 
     parallel_trials = choose_parallel_trials(parallel_trials, num_workers=num_workers, gpu=gpu)
+    refuse_sources(data_options, "give --source")
     sources_of = _sources_of(requests, pairs(sources, "--source"))
     running = services.up()
     results, failures = [], []
@@ -113,6 +123,7 @@ def run_requests(
                 request,
                 running,
                 sources=own_sources,
+                data_options=data_options,
                 num_workers=num_workers,
                 gpu=gpu,
                 parallel_trials=parallel_trials,

@@ -21,6 +21,7 @@ def tune(
     seed: int = typer.Option(0, min=0, help="Seed of the suggestions; the experiment's own is --set seed=N."),
     reduction: int = typer.Option(3, help="At each rung one of so many trials goes on, the others are pruned; 0 prunes none."),
     images: str = options.IMAGES,
+    data_options: str = options.DATA_OPTIONS,
     num_workers: int = typer.Option(1, min=1, help="Training processes of a trial."),
     gpu: bool = typer.Option(False, help="Train on GPUs."),
 ) -> None:
@@ -28,6 +29,7 @@ def tune(
 
     Every trial is an ordinary run. Stopped, the same command goes on; `iddpm train` goes on from a pruned one.
     """
+    from components.steps.settings import refuse_sources
     from evaluation.tuning.request import TuneOptions, TuneRequest
     from pipelines.client.timing import parse_duration
     from pipelines.local.images import absolute
@@ -47,8 +49,9 @@ def tune(
         options=TuneOptions(seed=seed, reduction=reduction, hours=hours),
     )
     request.axes()  # refuses what does not fit before anything starts
+    refuse_sources(data_options, "give --images")
     resources = {"num_workers": num_workers, "num_gpus_per_worker": int(gpu), "num_threads": 0 if gpu or num_workers > 1 else 1}
-    result = run_tuning(request, services.up(), source=absolute(images), resources=resources)
+    result = run_tuning(request, services.up(), source=absolute(images), data_options=data_options, resources=resources)
     for line in result.lines:
         options.out(line)
     options.out(f"report  {shorten_path(result.folder / 'report.html')}")

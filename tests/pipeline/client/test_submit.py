@@ -301,7 +301,10 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--from", "preprocess"), "'preprocess' can't be done again; the steps are train, evaluate, report"),
         (("train", "--from", "train", "--param", "force_from=evaluate"), "--from and --param force_from mean the same; give one"),
         (("nightly-fid", "--from", "evaluate"), "--from evaluate: pipeline nightly-fid can't do finished steps again"),
-        (("train", "--param", 'data_options={"sources": {"digits": "s3://b/raw"}}'), "data_options.sources is for ablations"),
+        (
+            ("train", "--param", 'data_options={"sources": {"digits": "s3://b/raw"}}'),
+            "data_options.sources is for the pipeline of ablations",
+        ),
     ],
 )
 def test_what_can_not_work_is_refused_before_anything_is_sent(server: FakeKfp, iddpm: Iddpm, words: tuple[str, ...], said: str) -> None:

@@ -23,6 +23,7 @@ from PIL import Image
 from pipelines.cli.main import app
 from pipelines.cli.runs import local
 from pipelines.client.arguments import arguments_of, compiled_pipeline
+from pipelines.local.images import preparation
 from pipelines.services.services import Services, connect
 from training.config.files import read_experiment_file, resolve_experiment
 from training.data.sources.published import PUBLISHED
@@ -266,6 +267,28 @@ def test_a_folder_of_images_is_the_same_one_for_a_tuning_as_for_a_training(
     assert run_iddpm("train", "digits-hybrid-cosine", "--images", "digits")[0] == 0
     assert run_iddpm("tune", "digits-hybrid-cosine", "--images", "digits", "--search", "model.dropout=0..0.2")[0] == 0
     assert trained.call_args.args[0]["data_source"] == tuned.call_args.kwargs["source"] == str(folder)
+
+
+def test_a_tuning_and_an_ablation_prepare_their_images_as_the_options_say(
+    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.services.services.up", Mock(return_value=Mock(home=tmp_path)))
+    monkeypatch.setattr("pipelines.local.ablate.estimate_time_left", Mock())
+    tuned, ablated = Mock(return_value=Mock(lines=[], folder=tmp_path)), Mock(return_value=Mock(failed={}, folder=tmp_path))
+    monkeypatch.setattr("pipelines.local.tune.run_tuning", tuned)
+    monkeypatch.setattr("pipelines.local.ablate.run_ablation", ablated)
+    said = ("--data-options", '{"background": "black", "num_test": 3}')
+    assert run_iddpm("tune", "digits-hybrid-cosine", "--search", "model.dropout=0..0.2", *said)[0] == 0
+    assert run_iddpm("ablate", "width", *said)[0] == 0
+    assert tuned.call_args.kwargs["data_options"] == ablated.call_args.kwargs["data_options"] == said[1]
+    prepared = preparation(said[1], "")
+    assert (prepared["options"]["background"], prepared["source_options"]["num_test"]) == ("black", 3)
+    assert preparation("", "") == {"source_options": {}}
+    for command in (("tune", "digits-hybrid-cosine", "--search", "model.dropout=0..0.2"), ("ablate", "width")):
+        status, _, error = run_iddpm(*command, "--data-options", '{"num_tests": 3}')
+        assert status == 1
+        assert error.startswith("error: data_options: there is no 'num_tests'; did you mean 'num_test'?")
+        assert "give --" in run_iddpm(*command, "--data-options", '{"sources": {"digits": "/data"}}')[2]
 
 
 def test_cost_is_the_papers(run_iddpm: Command) -> None:
