@@ -443,6 +443,9 @@ def test_parameters_are_dotted_and_a_later_value_becomes_a_tag(key):
     assert (data.params["data.name"], data.params["seed"], data.params["resources.num_workers"]) == ("digits", "0", "2")
     assert len(data.params) == 153
     assert {name: value for name, value in data.tags.items() if name.startswith("resumed.")} == {"resumed.resources.num_workers": "1"}
+    back = open_run(key, params={"resources": {"num_workers": 2}})
+    back.flush()
+    assert server().get_run(run.run_id).data.tags["resumed.resources.num_workers"] == "2"
 
 
 def test_files_texts_and_the_data_set_are_stored_with_the_run(key):
@@ -566,6 +569,25 @@ def test_after_the_champion_was_deleted_by_hand_the_best_of_the_others_is_the_ch
     server().delete_model_version(key, best.version)
     registry.register(dataclasses.replace(model, weights="ema_0.6", distance=0.6), loader_module="evaluation.sampling.pyfunc")
     assert registry.resolve(key).version == second.version
+    assert run.finish("FINISHED")
+
+
+def test_a_champion_that_is_evaluated_again_with_a_worse_number_leaves_its_place_to_the_best(key, bucket_uri):
+    run = open_run(key)
+    model = registered_model(key, run.run_id, bucket_uri)
+
+    def register(weights: str, distance: float) -> registry.RegisteredModel:
+        return registry.register(dataclasses.replace(model, weights=weights, distance=distance), loader_module="evaluation.sampling.pyfunc")
+
+    first, second = register("ema_0.2", 0.2), register("ema_0.4", 0.4)
+    assert registry.resolve(key) == first
+    register("ema_0.2", 0.5)
+    assert registry.resolve(key) == second
+    again = register("ema_0.4", 0.45)
+    assert registry.resolve(key) == again, "its old number, 0.4, counts no more"
+    server().delete_registered_model_alias(key, registry.CHAMPION)
+    register("ema_0.6", 0.6)
+    assert registry.resolve(key) == again, "nor do those of versions that were evaluated again: 0.2 and 0.4"
     assert run.finish("FINISHED")
 
 

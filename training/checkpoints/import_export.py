@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -142,6 +143,10 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
     }
 
 
+_UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
+"""What torch raises of a file that is damaged, or none of its own: it reads text as pickled objects, too."""
+
+
 def read_tensors(path: Path, file_name: str) -> Tensors:
     """Return what a file contains; the tensors may map it.
 
@@ -158,7 +163,7 @@ def read_tensors(path: Path, file_name: str) -> Tensors:
             f"{file_name}: can't be read as plain tensors: it is no file of torch.save, or contains other objects, which could run code; "
             "save the network's state_dict() alone"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         reason = lines_of(error)[0].partition(". ")[0]
         raise UserError(f"{file_name}: can't be read as plain tensors; it is damaged or cut short ({reason})") from error
     if not isinstance(value, Mapping) or not value or not all(isinstance(item, Tensor) for item in value.values()):

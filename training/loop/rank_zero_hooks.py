@@ -20,7 +20,7 @@ from training.config.errors import lines_of
 from training.console import say
 from training.loop.gauges import Gauge, Progress
 from training.loop.interfaces import STOP_REQUESTED, Hooks, Job, Outcome, Scorer
-from training.tracking.runs import TrackedRun, attach
+from training.tracking.runs import NUM_WORKERS_TAG, TrackedRun, attach
 from training.tracking.system_metrics import SystemMetrics
 
 NUM_LATEST = 2
@@ -74,6 +74,7 @@ class RankZeroHooks:
         self._system: SystemMetrics | None = None
         if job.tracking_run_id:
             self._tracked = attach(job.tracking_run_id, check=False, run_uri=job.run_uri)
+            self._tracked.set_tags({NUM_WORKERS_TAG: str(world_size)})  # fewer than asked for after a machine was lost
             self._system = SystemMetrics()
         self._gauge = Gauge(job.experiment, world_size)
         self._progress = Progress(job.experiment.optim.num_steps)

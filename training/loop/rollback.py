@@ -44,6 +44,10 @@ def train_with_rollbacks(
         uri = storage.retry(lambda: checkpoint.latest(run_uri), seconds=retry_seconds) if rank == 0 else None
         return broadcast_object(uri, world_size)  # type: ignore[no-any-return]
 
+    def last_good() -> str | None:
+        uri = storage.retry(lambda: _last_good(run_uri), seconds=retry_seconds) if rank == 0 else None
+        return broadcast_object(uri, world_size)  # type: ignore[no-any-return]
+
     def load(uri: str, name: str) -> dict[str, Any]:
         return storage.retry(lambda: checkpoint.load(uri, name), seconds=retry_seconds)
 
@@ -64,7 +68,7 @@ def train_with_rollbacks(
         finally:
             trainer.close()
         finish_saving()
-        uri = latest()
+        uri = last_good()
         rollbacks_to[uri] += 1
         if rollbacks_to[uri] > MAX_ROLLBACKS:
             failure = f"{reason}; going back to the last good checkpoint {MAX_ROLLBACKS} times did not help"
@@ -74,3 +78,16 @@ def train_with_rollbacks(
             say(f"{reason}; going back to the last good checkpoint ({rollbacks_to[uri]} of {MAX_ROLLBACKS})")
         trainer = None  # frees its memory before the next one is built
         gc.collect()
+
+
+def _last_good(run_uri: str) -> str | None:
+    """Return the latest checkpoint that was not saved while updates were skipped, or None; later ones are removed.
+
+    A run that is stopped saves its state also then, as a few skipped updates are no divergence; once it diverges, that state did already.
+    """
+    for step in reversed(checkpoint.steps(run_uri)):
+        uri = checkpoint.checkpoint_uri(run_uri, step)
+        if not checkpoint.load(uri, "state.json").get("unlogged", {}).get("consecutive"):
+            return uri
+        checkpoint.remove(run_uri, [step])
+    return None

@@ -67,14 +67,13 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
     if version is not None and _missing_tags(version):
         say(f"{name} version {version.version} stays the registry's champion: it was made by hand, and has no distance to compare with")
         return registered
-    champion = _best(client, registered) if version is None else _read(version)
-    is_same = (champion.checkpoint_uri, champion.weights) == (model.checkpoint_uri, model.weights)
-    if is_same and champion.version != registered.version:  # evaluated again: its number is this one now
-        request(lambda: client.set_registered_model_alias(name, CHAMPION, registered.version))
-        return registered
-    is_better = champion.distance_name == model.distance_name and model.distance < champion.distance
-    best = registered if is_better else champion
-    if version is None or is_better:
+    champion = None if version is None else _read(version)
+    if champion is None or (_weights(champion) == _weights(model) and champion.version != registered.version):
+        best = _best(client, registered)  # evaluated again, the champion has another number, by which another one may be better
+    else:
+        is_better = champion.distance_name == model.distance_name and model.distance < champion.distance
+        best = registered if is_better else champion
+    if champion is None or best.version != champion.version:
         request(lambda: client.set_registered_model_alias(name, CHAMPION, best.version))
         say(f"{name} version {best.version} is the registry's champion, at {best.distance_name} {best.distance:.4g}")
     return registered
@@ -122,10 +121,15 @@ def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> 
 
 
 def _best(client: MlflowClient, model: RegisteredModel) -> RegisteredModel:
-    """Return the version with the smallest distance of the model's kind: the champion where none was named, or a person deleted it."""
+    """Return the version with the smallest distance of the model's kind; of weights that were evaluated again the last one counts."""
     versions = request(lambda: client.search_model_versions(f"name = '{model.name}'"))
-    found = [_read(version) for version in versions if not _missing_tags(version)]
-    return min((each for each in found if each.distance_name == model.distance_name), key=lambda each: each.distance)
+    found = sorted((_read(version) for version in versions if not _missing_tags(version)), key=lambda each: int(each.version))
+    last = {_weights(each): each for each in found if each.distance_name == model.distance_name} | {_weights(model): model}
+    return min(last.values(), key=lambda each: each.distance)
+
+
+def _weights(model: RegisteredModel) -> tuple[str, str]:
+    return model.checkpoint_uri, model.weights
 
 
 def _by_alias(client: MlflowClient, name: str, alias: str = CHAMPION) -> Any:

@@ -318,9 +318,11 @@ class TrackedRun:
     def _send_params(self, flat: Mapping[str, str]) -> None:
         from mlflow.entities import Param, RunTag
 
-        known = self._client.get_run(self._run_id).data.params
-        new = [Param(key, value) for key, value in flat.items() if key not in known]
-        changed = [RunTag(f"resumed.{key}", value) for key, value in flat.items() if key in known and known[key] != value]
+        data = self._client.get_run(self._run_id).data
+        known, new = data.params, [Param(key, value) for key, value in flat.items() if key not in data.params]
+        # A tag of an earlier resumption may say otherwise, and a setting may have gone back to its first value.
+        shown = {key: data.tags.get(f"resumed.{key}", value) for key, value in known.items()}
+        changed = [RunTag(f"resumed.{key}", value) for key, value in flat.items() if key in known and shown[key] != value]
         for start in range(0, len(new), 100):  # MLflow's limit of one request
             self._client.log_batch(self._run_id, params=new[start : start + 100])
         for start in range(0, len(changed), 100):

@@ -159,6 +159,8 @@ class Trap:
     [
         (b"not a checkpoint", "opt000000.pt: can't be read as plain tensors"),
         (b"PK\3\4 the beginning of a file", "it is damaged or cut short"),
+        (b"step,loss\n1,0.5\n", r"opt000000\.pt: .* it is damaged or cut short \(pop from empty list\)"),
+        (b"running step 1 of 10\n", r"opt000000\.pt: .* it is damaged or cut short"),
         ({"state": {}, "param_groups": []}, "does not contain the weights of a network"),
         (Trap(), r"can't be read as plain tensors: .* could run code; save the network's state_dict\(\) alone$"),
     ],

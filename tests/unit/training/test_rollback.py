@@ -79,6 +79,27 @@ def test_rollbacks_count_anew_after_a_good_stretch(tmp_path: Path) -> None:
     assert [trainer.rollbacks for trainer in made] == [0, 1, 2, 3], "more than to one checkpoint, as each led to a later one"
 
 
+def test_a_run_that_was_stopped_while_it_diverged_goes_back_behind_the_state_that_it_saved_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights themselves are bad: other draws from that state do not help."""
+    made: list[Trainer] = []
+    make = poisoned(str(tmp_path), made, lambda trainer: False)
+    stopped = make()
+    stopped.train(9)
+    with torch.no_grad():
+        for parameter in stopped.state.model.parameters():
+            parameter.fill_(float("inf"))
+    stopped.train(10)
+    assert checkpoint.steps(str(tmp_path)) == [4, 8, 9, 10]
+    went_back: list[int] = []
+    outcome = train_with_rollbacks(make, str(tmp_path), on_rollback=went_back.append)
+    assert (outcome.step, outcome.failure) == (40, None)
+    assert went_back == [9]
+    assert 10 not in checkpoint.steps(str(tmp_path))
+    assert "resuming from step 10\n" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_failures_of_workers_count_anew_once_training_got_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
