@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 
 from conformance.cluster import RAYJOB, Cluster, NotHereError
-from conformance.record import Claim, Record, status_of
+from conformance.record import Claim, Record
 
 QUEUE = "iddpm-conformance"
 
@@ -66,12 +66,11 @@ def _waiting(cluster: Cluster, run_id: str) -> str:
 
 def judge(record: Record) -> list[Claim]:
     """Judge both runs."""
-    states = [status_of(state).get("jobDeploymentStatus", "") for states in record.rayjobs.values() for state in states]
     return [
         Claim("a queue that does not exist fails the run", record.phase() == "Failed", record.message()),
         record.says("and the error names it", "submit", r"there is no LocalQueue 'iddpm-conformance-nowhere'"),
         record.says("the step says what it waits for", "log", r"queue: .*quota"),
         record.says("no pod of Ray is there meanwhile", "pods while it waits", r"\A0 pods\Z"),
-        Claim("the RayJob is suspended at first", "Suspended" in states if record.rayjobs else None, str(list(dict.fromkeys(states)))),
+        record.says("the RayJob is suspended at first", "log", r"RayJob \S+ waits in the queue"),
         record.succeeded(1),
     ]
