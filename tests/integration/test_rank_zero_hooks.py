@@ -71,6 +71,15 @@ def logged(tracked: tracking.TrackedRun) -> tuple[list[tuple[int, float]], list[
     return tracked.metric_history("score/distance"), sorted(name for name in pictures if "compressed" not in name)
 
 
+def test_mlflow_has_the_number_of_workers_that_train_and_not_of_those_that_were_asked_for(
+    tracked: tracking.TrackedRun, tmp_path: Path
+) -> None:
+    tracked.set_tags({tracking.NUM_WORKERS_TAG: "8"})
+    tracked.flush()
+    resume(storage.join(f"file://{tmp_path}", "run"), tracked.run_id, {})
+    assert tracking.tags_of(tracked.run_id)[tracking.NUM_WORKERS_TAG] == "1"
+
+
 def test_a_resumed_run_logs_to_mlflow_the_scores_that_are_missing_there_and_none_twice(
     tracked: tracking.TrackedRun, tmp_path: Path
 ) -> None:
