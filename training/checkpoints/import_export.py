@@ -144,7 +144,7 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
 
 
 _UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
-"""What torch raises of a file that is damaged, or none of its own: it reads text as pickled objects, too."""
+"""Errors that torch raises of a file that is damaged, or none of its own: it reads text as pickled objects, too."""
 
 
 def read_tensors(path: Path, file_name: str) -> Tensors:
