@@ -29,7 +29,7 @@ RESOURCES = typer.Option(
 IMAGES = typer.Option("", help="Directory, zip or tar of the images; empty takes the data set's own source.")
 DATA_OPTIONS = typer.Option(
     "",
-    help='How images are prepared, as JSON, like \'{"background": "black", "num_test": 378}\': the fields of the parameter data_options.',
+    help='Preparation of the images, as JSON, like \'{"background": "black", "num_test": 378}\': the fields of the parameter data_options.',
 )
 FROM = typer.Option(
     "", "--from", help="Do this step and the ones after it again although they are finished: train (in a new directory), evaluate, report."
