@@ -70,3 +70,19 @@ def test_a_module_of_the_working_directory_is_not_taken_for_ours(tmp_path: Path)
     code += "    print(*parallel_map(run_uri_of, ['run/checkpoints/step=00000007'] * 2, num_workers=2))"  # one worker is no Ray worker
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == ["run run"], done.stderr[-2000:]
+
+
+def test_the_last_lines_of_all_workers_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "work.py").write_text(
+        "import time\n"
+        "def work(number):\n"
+        "    time.sleep(1.0)\n"  # by then Ray follows the worker's file
+        "    print(f'the last line of {number}', flush=True)\n"
+    )
+    code = "import sys; sys.path.append('.'); import work; from training.distributed.ray_session import parallel_map, ray_session\n"
+    code += "with ray_session(num_cpus=2):\n"
+    code += "    list(parallel_map(work.work, [1, 2], num_workers=2))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(tmp_path)])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    for number in (1, 2):
+        assert f"the last line of {number}" in done.stdout + done.stderr

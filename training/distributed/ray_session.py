@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
@@ -29,6 +30,9 @@ _DEFAULTS = {
 
 _LONGEST_TEMP_DIR = 35
 """Ray puts sockets under TMPDIR, at paths 70 characters longer; the system allows 107 in all."""
+
+_SECONDS_FOR_LAST_LINES = 1.0
+"""Ray looks every 0.35 s at most for what its workers have printed; what it has not passed on when the session ends is not shown."""
 
 
 def set_defaults() -> None:
@@ -72,7 +76,10 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
     try:
         yield
     finally:
-        ray.shutdown()
+        try:
+            time.sleep(_SECONDS_FOR_LAST_LINES)
+        finally:
+            ray.shutdown()
 
 
 def _start_local(num_cpus: int | None) -> None:
