@@ -44,8 +44,8 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
     for name, sampling in SAMPLERS.items():
         steps = 2 if run.quick else int(name.rpartition("-")[2])
         sides[f"theirs {name}"] = baseline(twin, name, steps, batch, experiment, run.device)
-        sides[f"ours {name}"] = ours(network, experiment, sampling if not run.quick else _short(sampling), batch, run.device)
-    sides["bf16"] = ours(_in_bf16(network, run.device), experiment, SAMPLERS["dpm-solver-20"], batch, run.device)
+        sides[f"ours {name}"] = ours(network, experiment, sampling if not run.quick else _short(sampling), torch.arange(batch), run.device)
+    sides["bf16"] = ours(_in_bf16(network, run.device), experiment, SAMPLERS["dpm-solver-20"], torch.arange(batch), run.device)
     # The first image of a process is dearer than the next; a short one of each side is enough to be past that.
     for work in (sides["theirs dpm-solver-20"], sides["ours dpm-solver-20"], sides["bf16"]):
         work()
@@ -60,6 +60,8 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
         yield name, ratio(times[f"theirs {name}"], times[f"ours {name}"], f"batch {batch}", **speed(f"ours {name}", steps))
     if not on_gpu:
         yield "batch", in_batches(run)
+        yield "set-fashion-mnist", a_set(run, preset("fashion-mnist-hybrid-cosine", ["model.class_conditional=false"]), 250)
+        yield "set-cifar10", a_set(run, experiment, 64)
     yield "end-to-end-bf16", ratio(times["theirs ancestral-250"], times["bf16"], f"batch {batch}", **speed("bf16", 20))
 
 
@@ -78,6 +80,22 @@ def in_batches(run: Run) -> Measured:
     return ratio(times["at once"], times["ours"], f"{size} at a time")
 
 
+def a_set(run: Run, experiment: Experiment, count: int) -> Measured:
+    """Images of a whole set, as many at a time as our sampler takes, and all at once as diffusers' pipelines do; the time of two steps."""
+    count = 4 if run.quick else count
+    network = make_model(experiment).eval().requires_grad_(False)
+    twin = diffusers_twin(experiment.model, experiment.data.image_size, experiment.data.image_channels).eval().requires_grad_(False)
+    size = sampling_batch_size(experiment, "cpu")
+    sampling = SamplingConfig(method="dpm_solver_pp", spacing="2")
+    parts = [ours(network, experiment, sampling, indices, run.device) for indices in torch.arange(count).split(size)]
+    sides = {
+        "theirs": baseline(twin, "dpm-solver", 2, count, experiment, run.device),
+        "ours": lambda: [draw() for draw in parts],
+    }
+    times = take_turns(sides, rounds=run.rounds(3), device=run.device)
+    return ratio(times["theirs"], times["ours"], f"{min(size, count)} of {count} at a time")
+
+
 def _short(sampling: SamplingConfig) -> SamplingConfig:
     return SamplingConfig(method=sampling.method, spacing="ddim2" if sampling.method == "ddim" else "2")
 
@@ -90,11 +108,11 @@ def _in_bf16(network: Model, device: torch.device) -> Model:
     return run
 
 
-def ours(network: Model, experiment: Experiment, sampling: SamplingConfig, batch: int, device: torch.device) -> Work:
+def ours(network: Model, experiment: Experiment, sampling: SamplingConfig, indices: torch.Tensor, device: torch.device) -> Work:
     """Draws a batch, as `evaluation.sampling.generate` does."""
-    denoiser = Denoiser(make_sampling_process(experiment.diffusion, sampling), network)
-    indices = torch.arange(batch, device=device)
-    return lambda: quantize(sample(denoiser, make_sampler(sampling), indices=indices, shape=(3, 32, 32), seed=0)).cpu()
+    denoiser, positions = Denoiser(make_sampling_process(experiment.diffusion, sampling), network), indices.to(device)
+    shape = (experiment.data.image_channels, experiment.data.image_size, experiment.data.image_size)
+    return lambda: quantize(sample(denoiser, make_sampler(sampling), indices=positions, shape=shape, seed=0)).cpu()
 
 
 def baseline(twin: Any, name: str, steps: int, batch: int, experiment: Experiment, device: torch.device) -> Work:
@@ -108,16 +126,18 @@ def baseline(twin: Any, name: str, steps: int, batch: int, experiment: Experimen
     elif name.startswith("ddim"):
         scheduler = DDIMScheduler(**common)
     else:
-        scheduler = DPMSolverMultistepScheduler(**common, variance_type="learned_range")
+        scheduler = DPMSolverMultistepScheduler(**common)
+
+    channels, size = experiment.data.image_channels, experiment.data.image_size
 
     @torch.no_grad()
     def draw() -> torch.Tensor:
         scheduler.set_timesteps(steps)
-        x = torch.randn(batch, 3, 32, 32, device=device)
+        x = torch.randn(batch, channels, size, size, device=device)
         for t in scheduler.timesteps:
             output = twin(x, t).sample
-            # DDIM's knows no learned variance, and takes the noise alone.
-            x = scheduler.step(output[:, :3] if name.startswith("ddim") else output, t, x).prev_sample
+            # The others take the noise alone.
+            x = scheduler.step(output if name.startswith("ancestral") else output[:, :channels], t, x).prev_sample
         return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
     return draw

@@ -39,6 +39,14 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def has_amx() -> bool:
+    """Return whether this processor multiplies matrices in bf16 by tiles (AMX); False where the system does not say."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+
+
 def commit(root: Path) -> str:
     """The commit that is checked out; empty outside of git. Files that were changed since are said to be."""
     try:

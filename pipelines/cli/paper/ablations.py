@@ -78,6 +78,7 @@ def ablate(
     requests = _requests(name, scale, preset, objective, overrides, grid, runs, seeds)
     for request in requests:
         request.trials()  # refuses an invalid request before anything starts
+    _check_sources(requests, sources, data_options)
     if plan:
         card = card or ("H100" if gpu or scale == "paper" else "CPU")
         costs = [_show_plan(request, card, price_per_hour) for request in requests]
@@ -104,15 +105,13 @@ def run_requests(
     Raises:
         UserError: A source is of a data set that none of several ablations has.
     """
-    from components.steps.settings import refuse_sources
     from pipelines.local.ablate import choose_parallel_trials, estimate_time_left, gallery_folder, run_ablation
     from pipelines.local.run import PipelineError
     from pipelines.local.training import shorten_path
     from pipelines.services import services
 
     parallel_trials = choose_parallel_trials(parallel_trials, num_workers=num_workers, gpu=gpu)
-    refuse_sources(data_options, "give --source")
-    sources_of = _sources_of(requests, pairs(sources, "--source"))
+    sources_of = _check_sources(requests, sources, data_options)
     running = services.up()
     results, failures = [], []
     log_path: Path | None = None
@@ -146,15 +145,17 @@ def run_requests(
     return results
 
 
-def _sources_of(requests: list[AblationRequest], sources: dict[str, str]) -> list[dict[str, str]]:
-    """Return for each of several ablations the sources of the data sets that it has; one alone is given all, and refuses what it lacks."""
-    if len(requests) == 1:
-        return [sources]
+def _check_sources(requests: list[AblationRequest], sources: list[str], data_options: str) -> list[dict[str, str]]:
+    """Return for each ablation the sources of the data sets that it has; refuse one that no ablation has, and options that are wrong."""
+    from components.steps.settings import refuse_sources
+
+    refuse_sources(data_options, "give --source")
+    given = pairs(sources, "--source")
     names = [{trial.experiment.data.name for trial in request.trials()} for request in requests]
     known = set().union(*names)
-    if unknown := sorted(sources.keys() - known):
+    if unknown := sorted(given.keys() - known):
         raise UserError(f"--source: no trial has a data set {unknown[0]!r}; they have {', '.join(sorted(known))}")
-    return [{name: source for name, source in sources.items() if name in own} for own in names]
+    return [{name: source for name, source in given.items() if name in own} for own in names]
 
 
 def report(

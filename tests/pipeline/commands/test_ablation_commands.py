@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
-from pipelines.cli.paper.ablations import _requests, _sources_of
+from pipelines.cli.paper.ablations import _requests, _check_sources
 from training.config.errors import UserError
 
 Command = Callable[..., tuple[int, str, str]]
@@ -151,16 +151,24 @@ def test_a_file_without_a_name_is_named_by_its_file(tmp_path: Path) -> None:
     assert (request.name, len(request.trials())) == ("mine", 2)
 
 
-def test_of_all_ablations_each_takes_the_sources_of_its_own_data_sets() -> None:
+def test_of_all_ablations_each_takes_the_check_sources_its_own_data_sets() -> None:
     requests = _requests("all", "paper", "", "", [], [], [])
-    sources = {"cifar10": "cifar10:/data/c", "imagenet64-official": "imagenet:/data/i"}
-    found = dict(zip((request.name for request in requests), _sources_of(requests, sources), strict=True))
+    sources = ["cifar10=cifar10:/data/c", "imagenet64-official=imagenet:/data/i"]
+    found = dict(zip((request.name for request in requests), _check_sources(requests, sources, ""), strict=True))
     assert found["cifar10-dropout"] == {"cifar10": "cifar10:/data/c"}
     assert found["hybrid-weight"] == {"imagenet64-official": "imagenet:/data/i"}
     assert found["lsun-batch-size"] == {}
 
 
-def test_a_source_of_no_ablations_data_set_is_refused_before_anything_starts(run_iddpm: Command) -> None:
-    status, _, error = run_iddpm("ablate", "all", "--scale", "paper", "--source", "cifar01=cifar10:/data/c")
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+@pytest.mark.parametrize("name", ["all", "cifar10-dropout"])
+def test_a_source_of_no_ablations_data_set_is_refused_before_anything_starts(run_iddpm: Command, name: str, plan: list[str]) -> None:
+    status, _, error = run_iddpm("ablate", name, "--scale", "paper", "--source", "cifar01=cifar10:/data/c", *plan)
     assert status == 1
-    assert error.startswith("error: --source: no trial has a data set 'cifar01'; they have cifar10, ")
+    assert error.startswith("error: --source: no trial has a data set 'cifar01'; they have cifar10")
+
+
+def test_a_plan_refuses_data_options_that_a_run_would_refuse(run_iddpm: Command) -> None:
+    status, _, error = run_iddpm("ablate", "hybrid-weight", "--plan", "--data-options", '{"label": "folders"}')
+    assert status == 1
+    assert error.startswith("error: data_options: ")
