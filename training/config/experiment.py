@@ -200,7 +200,7 @@ class OptimConfig:
 
     Attributes:
         global_batch_size: Images per update, over all workers and microbatches.
-        num_steps: Updates after which training stops.
+        num_steps: Updates after which training stops, at most 99,999,999.
         lr_anneal_steps: Anneal the learning rate linearly to 0 over this many updates, `num_steps` or more; 0 keeps it constant.
         adam_betas: Adam's decay rates of the first and second moment.
         weight_decay: Decoupled weight decay (AdamW); 0 is Adam.
@@ -227,6 +227,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "optim", "global_batch_size", "num_steps", "checkpoint_interval")
+        # A checkpoint's directory has its step in eight digits.
+        require(self.num_steps < 10**8, "optim.num_steps", f"must be at most 99,999,999, got {self.num_steps:,}")
         require_at_least(0, self, "optim", "lr_anneal_steps", "weight_decay")
         for name in ("learning_rate", "adam_eps", "grad_clip_norm"):
             value = getattr(self, name)
