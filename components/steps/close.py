@@ -19,6 +19,7 @@ from components.steps.mlflow_sync import update_mlflow, update_open_run
 from components.steps.run_messages import End, tell_end, training_numbers
 from components.steps.runs import RESULT, identify
 from training import storage
+from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.console import say
 from training.tracking.client import TrackingError
@@ -53,7 +54,7 @@ def finish_training(state: str, pipeline_run_id: str, experiment: Experiment, da
         data_uri: The data set; empty is its default place.
 
     Returns:
-        The run's directory; empty if there is no data set, and so no run.
+        The run's directory; empty if there is no data set, or one that does not fit, and so no run.
     """
     end = end_of_run(state, pipeline_run_id)
     close_runs(end, pipeline_run_id)
@@ -62,7 +63,12 @@ def finish_training(state: str, pipeline_run_id: str, experiment: Experiment, da
     uri = find_data(experiment, data_uri, storage_root_uri)
     if not uri:
         return ""
-    run_uri = identify(experiment, uri, storage_root_uri).uri
+    try:
+        run_uri = identify(experiment, uri, storage_root_uri).uri
+    except UserError:
+        if end.succeeded:
+            raise
+        return ""  # the data set does not fit the experiment, which an earlier step has said: there is no run
     update_mlflow(run_uri)
     if end.succeeded:
         tell_end(end, pipeline_run_id, storage_root_uri, name=experiment.name, numbers=training_numbers(run_uri))

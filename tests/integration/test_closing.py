@@ -145,6 +145,8 @@ def test_the_train_pipelines_end_names_the_runs_directory_wherever_the_data_set_
     prepare(digits("train"), f"{elsewhere}/train", image_size=8, options=Options(resize="none"))
     found = finish_training(*arguments, elsewhere, root)
     assert found == identify(arguments[2], elsewhere, root).uri
+    other = preset("digits-hybrid-cosine", ["data.num_classes=5", "optim.num_steps=10"])
+    assert finish_training("FAILED", "pipeline-1", other, elsewhere, root) == ""  # its first step has failed of this data set
 
 
 @pytest.mark.parametrize("component", [close_run, tabulate_ablation, report_tuning], ids=lambda each: str(each.name))
