@@ -10,10 +10,13 @@ from typing import Any
 from components.cluster.cluster_api import Response
 from pipelines.doctor.findings import ASK_ADMINISTRATOR, FAILURE, OK, WARNING, Finding
 from pipelines.doctor.scope import Scope
+from training.config.addresses import is_cluster_internal
 
 SERVICES_NAMESPACE = "iddpm"
 _ENFORCING = ("calico", "canal", "cilium", "antrea", "kube-router", "weave", "ovn", "kindnet", "anetd", "azure-npm", "aws-eks-nodeagent")
 """Parts of the names of network plugins, or of their containers, that enforce policies; kind's does since its release 0.24."""
+_TRAININGS = "iddpm"
+"""The experiment of MLflow in which pipelines put trainings, unless their `tracking_experiment` says otherwise."""
 _PROFILE_LABEL = "pipelines.kubeflow.org/enabled"
 
 
@@ -145,11 +148,16 @@ def check_kfp_settings(scope: Scope) -> Iterator[Finding]:
         plugin = _plugin(data.get("config.json", ""))
         if plugin is None:
             continue
-        if plugin.get("settings", {}).get("injectUserEnvVars"):
-            message = "is on with injectUserEnvVars: while MLflow is away no step starts"
-            yield Finding(WARNING, "mlflow plugin", message)
-        else:
-            yield Finding(OK, "mlflow plugin", "is on without injectUserEnvVars: steps start while MLflow is away")
+        settings = plugin.get("settings") or {}
+        wrong = []
+        if settings.get("injectUserEnvVars"):
+            wrong.append("injectUserEnvVars is true: while MLflow is away no step starts")
+        if settings.get("defaultExperimentName") == _TRAININGS:
+            wrong.append(f"defaultExperimentName is {_TRAININGS}: its runs of pipelines and steps stand among the trainings")
+        link = settings.get("mlflowBaseURL") or plugin.get("endpoint", "")
+        if is_cluster_internal(link):
+            wrong.append(f"KFP's links to MLflow begin with {link}, which no browser outside opens: set settings.mlflowBaseURL")
+        yield Finding(WARNING if wrong else OK, "mlflow plugin", f"is on; {'; '.join(wrong) or 'steps start while MLflow is away'}")
 
 
 def _plugin(text: str) -> dict[str, Any] | None:

@@ -25,9 +25,10 @@ def deployment(image: str, *, available: int = 1, driver: str = "") -> dict[str,
     return {"spec": {"template": {"spec": pod}}, "status": {"availableReplicas": available}}
 
 
-def plugin(*, inject: bool) -> dict[str, Any]:
-    """The server's configuration, as k8s/overlays/kfp mounts it."""
-    return {"data": {"config.json": json.dumps({"plugins": {"mlflow": {"settings": {"injectUserEnvVars": inject}}}})}}
+def plugin(*, inject: bool = False, endpoint: str = "https://mlflow.example.com", **settings: Any) -> dict[str, Any]:
+    """The server's configuration with its plugin for MLflow, as an administrator mounts it."""
+    mlflow = {"endpoint": endpoint, "settings": {"injectUserEnvVars": inject, **settings}}
+    return {"data": {"config.json": json.dumps({"plugins": {"mlflow": mlflow}})}}
 
 
 def listed(*names: str, **more: Any) -> dict[str, Any]:
@@ -157,5 +158,5 @@ def whole(mlflow: str, s3: str) -> dict[str, Any]:
         "/apis/storage.k8s.io/v1/storageclasses": DEFAULT_CLASS,
         "/api/v1/namespaces/iddpm/persistentvolumeclaims": listed("data-mlflow-postgres-0", status={"phase": "Bound"}),
         "/api/v1/namespaces/iddpm/pods": listed("mlflow-7", status={"containerStatuses": [{"name": "mlflow", "state": {"running": {}}}]}),
-        f"{core}/configmaps/ml-pipeline-server-config-5h": plugin(inject=False),
+        f"{core}/configmaps/ml-pipeline-server-config-5h": plugin(),
     }

@@ -276,6 +276,14 @@ CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAME
             "while MLflow is away no step starts",
         ),
         (
+            f"{CORE}/configmaps/ml-pipeline-server-config-5h",
+            plugin(endpoint="http://mlflow.iddpm.svc:5000", defaultExperimentName="iddpm"),
+            "mlflow plugin",
+            WARNING,
+            "is on; defaultExperimentName is iddpm: its runs of pipelines and steps stand among the trainings; KFP's links to MLflow begin "
+            "with http://mlflow.iddpm.svc:5000, which no browser outside opens: set settings.mlflowBaseURL",
+        ),
+        (
             f"{APPS}/ml-pipeline",
             deployment("x/kfp-api-server:2.17.0", driver="mirror/kfp-driver:2.16.0"),
             "kfp driver and launcher",
