@@ -6,17 +6,18 @@ import functools
 import json
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from digits_model import trained_model
-from measuring import Measured, Run, convolution_peak, of
+from measuring import Measured, Run, convolution_peak
 from photographs import jpegs
 from training_steps import COMMON, SMALL
 
@@ -41,10 +42,16 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
         yield "generate", generation(run, model.checkpoint_uri)
 
 
-def _efficiency(work: Callable[[int], float], run: Run, note: str = "") -> Measured:
-    """Seconds with one worker over twice the seconds with two, in turns."""
-    times = [(work(1), work(2)) for _ in range(run.rounds(2))]
-    return of([one / two / 2 for one, two in times], note)
+def _in_turns(work: Callable[[int], float], run: Run, rounds: int = 2) -> list[tuple[float, float]]:
+    """Seconds of the work with one worker and with two, in each round."""
+    return [(work(1), work(2)) for _ in range(run.rounds(rounds))]
+
+
+def _efficiency(times: Sequence[tuple[float, float]], note: str = "") -> Measured:
+    """Seconds with one worker over twice the seconds with two: the ratio of the medians, and the range of the rounds."""
+    each = [one / two / 2 for one, two in times]
+    one, two = (statistics.median(side) for side in zip(*times, strict=True))
+    return Measured(value=one / two / 2, low=min(each), high=max(each), note=note)
 
 
 def machine(run: Run) -> Measured:
@@ -59,7 +66,7 @@ def machine(run: Run) -> Measured:
             return time.perf_counter() - started
 
         work(2)  # the first call starts the processes
-        return _efficiency(work, run)
+        return _efficiency(_in_turns(work, run))
 
 
 def convolve(run: Run, times: int) -> None:
@@ -70,35 +77,21 @@ def convolve(run: Run, times: int) -> None:
 
 
 def training(run: Run) -> Measured:
-    """`training.launch.torchrun` by itself and under torchrun."""
+    """One worker and two take turns at an update of one batch: a processor that others use changes its speed from minute to minute."""
     batch = 4 if run.quick else 32
     overrides = [*COMMON, *(SMALL if run.quick else ()), f"optim.global_batch_size={batch}"]
-    arguments = [
-        "-m",
-        "training.launch.torchrun",
-        "--preset",
-        "cifar10-hybrid-cosine",
-        "--warmup",
-        "1",
-        "--steps",
-        "1" if run.quick else "2",
-    ]
-    arguments += [word for override in overrides for word in ("--set", override)]
-
-    def work(workers: int) -> float:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if workers == 2 else []
-        done = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"training by {workers} workers failed: {done.stderr.strip().splitlines()[-1]}")
-        return batch / json.loads(done.stdout.splitlines()[-1])["images_per_second"]
-
-    one, two = work(1), work(2)
-    return Measured(value=one / two / 2, note=f"batch {batch}, two updates of each after one")
+    script = str(Path(__file__).with_name("two_workers.py"))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    done = subprocess.run([sys.executable, *launcher, str(run.rounds(7)), *overrides], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"training by two workers failed: {done.stderr.strip().splitlines()[-1]}")
+    seconds = json.loads(done.stdout.splitlines()[-1])
+    return _efficiency(list(zip(seconds["one"], seconds["two"], strict=True)), f"batch {batch}, by turns")
 
 
 def preparation(run: Run) -> Measured:
     """Photographs of 1000x750 in shards of a sixteenth each."""
-    num_photos = 32 if run.quick else 640
+    num_photos = 32 if run.quick else 1920
     with tempfile.TemporaryDirectory(prefix="iddpm-bench-") as directory:
         root = Path(directory)
         (root / "photos").mkdir()
@@ -118,7 +111,7 @@ def preparation(run: Run) -> Measured:
             return time.perf_counter() - started
 
         work(2)  # the first call starts Ray's worker processes
-        return _efficiency(work, run, f"{num_photos} JPEGs of 1000x750")
+        return _efficiency(_in_turns(work, run, rounds=3), f"{num_photos:,} JPEGs of 1000x750 in 16 shards")
 
 
 def generation(run: Run, checkpoint_uri: str) -> Measured:
@@ -146,4 +139,4 @@ def generation(run: Run, checkpoint_uri: str) -> Measured:
             return time.perf_counter() - started
 
         work(2)
-        return _efficiency(work, run, f"{num_images} images by DPM-Solver++ 20")
+        return _efficiency(_in_turns(work, run, rounds=3), f"{num_images} images by DPM-Solver++ 20")
