@@ -66,7 +66,7 @@ def machine(run: Run) -> Measured:
             return time.perf_counter() - started
 
         work(2)  # the first call starts the processes
-        return _efficiency(_in_turns(work, run))
+        return _efficiency(_in_turns(work, run, rounds=5))
 
 
 def convolve(run: Run, times: int) -> None:
@@ -139,4 +139,4 @@ def generation(run: Run, checkpoint_uri: str) -> Measured:
             return time.perf_counter() - started
 
         work(2)
-        return _efficiency(_in_turns(work, run, rounds=3), f"{num_images} images by DPM-Solver++ 20")
+        return _efficiency(_in_turns(work, run, rounds=5), f"{num_images} images by DPM-Solver++ 20")

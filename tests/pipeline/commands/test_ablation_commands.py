@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
-from pipelines.cli.paper.ablations import _requests, _check_sources
+from pipelines.cli.paper.ablations import _check_sources, _requests
 from training.config.errors import UserError
 
 Command = Callable[..., tuple[int, str, str]]
