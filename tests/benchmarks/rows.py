@@ -63,10 +63,7 @@ _BF16 = (
     "under half of a step are convolutions, and the rest (normalisation, SiLU, casts, optimiser) gains little; where the processor "
     "has no fast bf16 at all, a training refuses it"
 )
-_SAMPLING = (
-    "70% of our time are convolutions, which both sides take from the same library; for 1.5 times the rest (attention, SiLU, "
-    "normalisation) would have to take a third of its time"
-)
+_SAMPLING = "70% of our time are convolutions, which both sides take from the same library"
 
 
 _TWO_WORKERS = (
