@@ -34,6 +34,8 @@ BUCKET = "iddpm"
 _S3, _MLFLOW = "seaweedfs", "mlflow"
 _START_SECONDS = 120.0
 _NUM_STARTS = 3
+# What SeaweedFS's own look at its ports says, what its servers say that come later, and what MLflow's does.
+_PORT_TAKEN = re.compile(r"Port allocation failed|in use")
 # Lines that name the cause in the log of a server that failed: Python's exceptions, Go's fatal lines and panics, the system's errors.
 _CAUSE = re.compile(r"^[\w.]*(Error|Exception): |^F\d{4} |^panic: |already in use|no space left", re.IGNORECASE)
 
@@ -136,7 +138,7 @@ def up(home: Path | None = None) -> Services:
             if problem is None:
                 return _services(home, ports, credentials)
             # Another program may have taken a port between the choice and the start. Other problems would come again.
-            if attempt == _NUM_STARTS - 1 or "in use" not in problem:
+            if attempt == _NUM_STARTS - 1 or not _PORT_TAKEN.search(problem):
                 break
             ports = {}
         raise ServicesError(problem)

@@ -15,7 +15,7 @@ from typing import Any
 
 from evaluation.sampling.trained_model import TrainedModel, load_model
 from training.checkpoints import checkpoint
-from training.config.experiment import Experiment, Resources
+from training.config.experiment import Experiment, Precision, Resources
 from training.config.presets import preset
 from training.data.loading.loader import Loader
 from training.data.preparation.options import Options
@@ -30,11 +30,12 @@ NUM_STEPS = 800
 _NUM_ALL, _NUM_FEW = 1797, 20
 
 
-def trained_model(scratch: Path, *, num_steps: int = NUM_STEPS) -> tuple[TrainedModel, str]:
+def trained_model(scratch: Path, *, num_steps: int = NUM_STEPS, seed: int = 0, precision: Precision = "fp32") -> tuple[TrainedModel, str]:
     """The model and the directory of its data (`train` and `test`); trained where `scratch` does not hold it yet."""
-    experiment = preset(PRESET, [f"optim.num_steps={num_steps}", f"optim.checkpoint_interval={num_steps}"])
+    experiment = preset(PRESET, [f"optim.num_steps={num_steps}", f"optim.checkpoint_interval={num_steps}", f"seed={seed}"])
     sources = {split: digits(split) for split in ("train", "test")}
-    uri, data_uri = _train(experiment, sources, scratch / "digits", scratch / f"digits-{num_steps}-steps")
+    name = f"digits-{num_steps}-steps" + (f"-{seed}-{precision}" if seed or precision != "fp32" else "")
+    uri, data_uri = _train(experiment, sources, scratch / "digits", scratch / name, precision)
     return load_model(uri), data_uri
 
 
@@ -46,7 +47,7 @@ def memoriser(scratch: Path, *, num_steps: int = 400) -> tuple[str, str]:
     return _train(experiment, sources, scratch / "data", scratch / "run")
 
 
-def _train(experiment: Experiment, sources: Mapping[str, Source], data: Path, run: Path) -> tuple[str, str]:
+def _train(experiment: Experiment, sources: Mapping[str, Source], data: Path, run: Path, precision: Precision = "fp32") -> tuple[str, str]:
     """Prepare data and train, as far as that is not done; return the checkpoint and the directory of the data."""
     for split, source in sources.items():
         if not (data / split / "manifest.json").exists():
@@ -58,7 +59,7 @@ def _train(experiment: Experiment, sources: Mapping[str, Source], data: Path, ru
             checkpoint.save(str(run), step, files)
 
         loader = Loader(str(data / "train"), seed=experiment.seed, global_batch_size=experiment.optim.global_batch_size)
-        Trainer(experiment, Resources(), loader, hooks=Hooks(save=save)).train()
+        Trainer(experiment, Resources(precision=precision), loader, hooks=Hooks(save=save)).train()
         uri = checkpoint.latest(str(run))
         assert uri is not None
     return uri, str(data)

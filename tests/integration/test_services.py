@@ -209,6 +209,25 @@ def test_a_taken_port_is_left_to_its_owner_and_the_data_moves_along(home):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["volume", "mlflow"])
+def test_a_port_that_is_taken_between_the_choice_and_the_start_costs_another_start_alone(home, monkeypatch, name):
+    services.down(home)
+    choose, chosen = services._choose_ports, []
+
+    def choose_and_lose(before: dict[str, int]) -> dict[str, int]:
+        chosen.append(choose(before))
+        if len(chosen) == 1:
+            taken.enter_context(socket.create_server(("127.0.0.1", chosen[0][name])))
+        return chosen[-1]
+
+    monkeypatch.setattr(services, "_choose_ports", choose_and_lose)
+    with contextlib.ExitStack() as taken:
+        assert mlflow_experiments(services.up(home))
+    assert len(chosen) == 2
+    assert chosen[0][name] not in chosen[1].values()
+
+
+@pytest.mark.slow
 def test_a_process_that_only_looks_like_ours_is_never_touched(home):
     services.up(home)
     weed = daemons.find(home, "seaweedfs")[0]
