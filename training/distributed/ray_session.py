@@ -32,7 +32,7 @@ _LONGEST_TEMP_DIR = 35
 """Ray puts sockets under TMPDIR, at paths 70 characters longer; the system allows 107 in all."""
 
 _SECONDS_FOR_LAST_LINES = 1.0
-"""Ray looks every 0.35 s at most for what its workers have printed; what it has not passed on when the session ends is not shown."""
+"""Ray looks for new workers every 0.5 s and for new lines every 0.1 s; what it has not passed on when the session ends is not shown."""
 
 
 def set_defaults() -> None:

@@ -78,8 +78,8 @@ def ablate(
     requests = _requests(name, scale, preset, objective, overrides, grid, runs, seeds)
     for request in requests:
         request.trials()  # refuses an invalid request before anything starts
-    _check_sources(requests, sources, data_options)
     if plan:
+        _check_sources(requests, sources, data_options)
         card = card or ("H100" if gpu or scale == "paper" else "CPU")
         costs = [_show_plan(request, card, price_per_hour) for request in requests]
         if len(costs) > 1:
