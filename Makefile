@@ -9,22 +9,27 @@ unexport PYTHONDONTWRITEBYTECODE
 # Where the pip that sets us up finds its packages is pip's own business (PIP_INDEX_URL, pip.conf). Its words go to a
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
+PRINT_VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 
-.PHONY: help setup docs pictures demo down image image-base image-test test test-fast lint format golden golden-check links ci mutations test-processors ablations kind conformance bench bench-gpu bench-stopping bench-nightly bench-intervals bench-samplers clean
+.PHONY: help setup same-python docs pictures demo down image image-base image-test test test-fast lint format golden golden-check links ci mutations test-processors ablations kind conformance bench bench-gpu bench-stopping bench-nightly bench-intervals bench-samplers clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
+same-python:
+	@[ -z "$(PYTHON)" ] || [ ! -x $(BIN)/python ] || [ "$$("$(PYTHON)" $(PRINT_VERSION) 2>&1)" = "$$($(BIN)/python $(PRINT_VERSION))" ] || \
+	  { echo "setup: .venv has another Python than $(PYTHON); delete .venv, then the same command makes it with that one" >&2; exit 1; }
+
 setup: .venv/.stamp  ## create .venv and install the project in it
 
 # PYTHON=/path/to/python chooses the interpreter.
-.venv/.stamp: pyproject.toml constraints.txt
+.venv/.stamp: pyproject.toml constraints.txt | same-python
 	@set -u; \
 	fail() { echo "setup: $$1" >&2; exit 1; }; \
 	python=; found=; \
 	for candidate in $${PYTHON:-python3.11 python3.12 python3.13 python3}; do \
 	  command -v "$$candidate" >/dev/null 2>&1 || continue; \
-	  version=$$("$$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	  version=$$("$$candidate" $(PRINT_VERSION) 2>/dev/null) || continue; \
 	  found="$$found $$candidate($$version)"; \
 	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then python=$$candidate; break; fi; \
 	done; \
@@ -35,8 +40,6 @@ setup: .venv/.stamp  ## create .venv and install the project in it
 	  echo "setup: creating .venv with Python $$version"; \
 	  "$$python" -m venv .venv || fail "$$python could not create .venv here (is the disk full, or the folder read-only?)"; }; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || fail ".venv is incomplete, as after an interruption; delete it, then the same command makes it again"; \
-	[ -z "$(PYTHON)" ] || [ "$$version" = "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')" ] || \
-	  fail ".venv has another Python than $(PYTHON), which is $$version; delete .venv, then the same command makes it with that one"; \
 	echo "setup: installing the project into .venv (some minutes the first time; torch is large)"; \
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' >$(SETUP_LOG) 2>&1 || { \
 	  if grep -qiE 'no space left|disk quota' $(SETUP_LOG); then fail "the disk is full; .venv needs about 3 GB (with a CUDA torch 9 GB)"; fi; \

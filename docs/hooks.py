@@ -127,7 +127,11 @@ def _commands_page() -> str:
 
 def _row(parameter: Any) -> str:
     """Return an argument or an option of a command as a row of a table."""
-    shown = ", ".join(parameter.opts) if parameter.param_type_name == "option" else (parameter.metavar or parameter.name.upper())
+    shown = (
+        ", ".join([*parameter.opts, *parameter.secondary_opts])
+        if parameter.param_type_name == "option"
+        else (parameter.metavar or parameter.name.upper())
+    )
     default = (
         "" if parameter.default in (None, "", (), []) or parameter.default is False or parameter.required else f"`{parameter.default}`"
     )

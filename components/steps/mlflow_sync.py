@@ -67,7 +67,7 @@ def shown_as_running(run_uri: str, step: str, pipeline_run_id: str = "") -> Iter
 
     Args:
         step: The step, like "evaluate".
-        pipeline_run_id: The pipeline's run that it belongs to; empty leaves the run with the one that it has.
+        pipeline_run_id: The pipeline's run that it belongs to; empty for none.
     """
     run_id = read_result(run_uri).get("tracking_run_id", "")
     is_open = False
@@ -141,7 +141,7 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
     run = attach(run_id, check=False, run_uri=run_uri)
     experiment_uri = storage.join(run_uri, EXPERIMENT)
     if storage.exists(experiment_uri):
-        run.log_params(Experiment.from_json(storage.read_bytes(experiment_uri)).to_dict())
+        run.log_params(Experiment.from_json(storage.read_bytes(experiment_uri)).every_field())
     _log_sample_grids(run, run_uri)
     final = _final_evaluation(run_uri)
     if final is not None:

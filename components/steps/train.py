@@ -175,7 +175,7 @@ def _open_tracked(run: Run, tracking_experiment: str, tags: Mapping[str, str], p
             **tags,
             PIPELINE_RUN_TAG: pipeline_run_id,  # also if empty: the run now belongs to the pipeline that resumes it, or to none
         },
-        params=run.experiment.to_dict(),
+        params=run.experiment.every_field(),  # also defaults: a later field that goes back to its own would be missing otherwise
         parent_run_id=parent_run_id,
     )
     tracked.log_dataset(run.manifest.name, run.manifest.content_digest, storage.join(tags["iddpm.data_uri"], "train"))

@@ -56,13 +56,12 @@ def draw_images(
     Raises:
         UserError: The request does not suit the model, the directory contains other images, or `grid_path` can't be a PNG.
         CheckpointError: There is no such checkpoint.
-        StorageError: The PNG can't be written there.
+        StorageError: The PNG or the npz can't be written there.
     """
-    if grid_path.is_dir():
-        raise UserError(f"{grid_path}: is a directory; name the PNG to write")
-    if grid_path.suffix.lower() != ".png":
+    if grid_path.suffix.lower() != ".png" and not grid_path.is_dir():
         raise UserError(f"{grid_path}: the images are written as PNG; name a file like samples.png")
-    storage.make_directory(grid_path.parent)
+    for uri in filter(None, (str(grid_path), npz_uri)):
+        storage.check_destination(uri)
     own_device = choose_device(device if num_workers <= 1 else "auto")
     model = request.model.load(own_device if sample_set.may_be_estimated(request.sampling) else "cpu")
     plan = _plan(request, model)

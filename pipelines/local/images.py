@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from training import storage
+from training.config.errors import UserError
 
 
 def absolute(images: str) -> str:
-    """Return the absolute path of local images; other addresses stay as they are."""
-    path = storage.local_path(images) if images.startswith("file://") else Path(images).expanduser()
+    """Return the absolute path of local images; other addresses stay as they are.
+
+    Raises:
+        UserError: It is in the home directory of a user who does not exist.
+    """
+    try:
+        path = storage.local_path(images) if images.startswith("file://") else Path(images).expanduser()
+    except RuntimeError as error:  # pathlib finds no such user
+        raise UserError(f"{images}: there is no home directory of that user; write the whole path") from error
     return str(path.resolve()) if images and path.exists() else images
 
 
@@ -32,6 +41,19 @@ def held_out(source: str) -> dict[str, int]:
     items = splits["train"].listing().items
     num_test = min(max(1, len(items) // 10), len(items) - len({item.label for item in items}))
     return {"num_test": num_test} if num_test else {}
+
+
+def require_sources(sources: Iterable[str]) -> None:
+    """Refuse sources that are not there, before services are started for them; an empty one is the data set's own.
+
+    Raises:
+        UserError: There is no such source.
+    """
+    from pipelines.services import services
+
+    for source in filter(None, sources):
+        services.connect()
+        held_out(source)
 
 
 def preparation(data_options: str, source: str) -> dict[str, Any]:

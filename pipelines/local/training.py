@@ -13,12 +13,12 @@ from typing import Any
 from training.console import format_duration
 
 
-def train_here(arguments: Mapping[str, Any], *, name: str, next_steps: Sequence[tuple[str, str]] = ()) -> None:
+def train_here(arguments: Mapping[str, Any], *, name: str = "", next_steps: Sequence[tuple[str, str]] = ()) -> None:
     """Run the train pipeline with this machine's services, and print a summary. A finished run is found and not repeated.
 
     Args:
         arguments: Parameters of the pipeline, as `pipelines.client.arguments` returns them.
-        name: Directory, in that of the services, for the sample grid and the report.
+        name: Directory, in that of the services, for the sample grid and the report; empty takes `trainings` and the run's key.
         next_steps: Arguments of further commands to suggest, and what each does.
 
     Raises:
@@ -46,7 +46,9 @@ def train_here(arguments: Mapping[str, Any], *, name: str, next_steps: Sequence[
         raise
     os.environ.update(running.env)
     took = format_duration(time.monotonic() - started)
-    print(f"\nDone in {took}.\n{summarize(outputs['Output'], running.home / name, next_steps=next_steps)}")
+    run_uri: str = outputs["Output"]
+    folder = running.home / (name or f"trainings/{run_uri.rpartition('/')[2]}")
+    print(f"\nDone in {took}.\n{summarize(run_uri, folder, next_steps=next_steps)}")
 
 
 def summarize(run_uri: str, directory: Path, *, next_steps: Sequence[tuple[str, str]] = ()) -> str:

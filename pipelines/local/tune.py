@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.tuning.request import TuneRequest
 from pipelines.local.output import show_progress
+from pipelines.local.trial import TRACKING_EXPERIMENT
 
 if TYPE_CHECKING:
     from pipelines.services.services import Services
-
-_TRACKING_EXPERIMENT = "iddpm"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +65,7 @@ def run_tuning(
         data_uri = prepare_experiment(experiment, default_data_uri(experiment.data, root), source=source, **prepared)
         reference_uri = reference_for(experiment, data_uri, root, before_training=True)
         try:
-            uri = tune(request.to_dict(), data_uri, reference_uri, root, _TRACKING_EXPERIMENT, resources)
+            uri = tune(request.to_dict(), data_uri, reference_uri, root, TRACKING_EXPERIMENT, resources)
         finally:
             uri = tuning_uri(request, data_uri, root)
             folder = services.home / "tunings" / uri.rpartition("/")[2]

@@ -51,10 +51,12 @@ def prepare(home: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ServicesError(f"{home}: {error.strerror}; set IDDPM_HOME to a directory that you can write") from error
-    free = shutil.disk_usage(home).free
-    if free < _MIN_FREE_BYTES:
+    disk = shutil.disk_usage(home)
+    # SeaweedFS takes no more writes when less than a hundredth of its disk is free.
+    needed = max(_MIN_FREE_BYTES, disk.total // 100 + _MIN_FREE_BYTES // 2)
+    if disk.free < needed:
         raise ServicesError(
-            f"{home}: its disk has {format_bytes(free)} free and the services need {format_bytes(_MIN_FREE_BYTES)}; "
+            f"{home}: its disk has {format_bytes(disk.free)} free and the services need {format_bytes(needed)}; "
             "free some space, or set IDDPM_HOME to a directory on another disk"
         )
 

@@ -57,16 +57,16 @@ def discard_unfinished(database: Path) -> None:
     """
     if not database.exists():
         return
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        try:
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
             is_finished = connection.execute("SELECT 1 FROM experiments LIMIT 1").fetchone() is not None
-        except sqlite3.OperationalError:
-            is_finished = False  # there is no such table
-        except sqlite3.DatabaseError:
-            return  # not a database; MLflow's own message says so
+    except sqlite3.DatabaseError as error:
+        if "no such table" not in str(error):
+            return  # locked, unreadable or no database: MLflow's own message says so
+        is_finished = False
     if not is_finished:
-        for path in database.parent.glob(f"{database.name}*"):  # SQLite's journals too
-            path.unlink()
+        for ending in ("", "-journal", "-wal", "-shm"):
+            database.with_name(database.name + ending).unlink(missing_ok=True)
 
 
 def is_ready(port: int) -> bool:

@@ -101,7 +101,7 @@ def make_app(model: TrainedModel, limits: Limits) -> FastAPI:
             png = await asyncio.to_thread(draw)
         finally:
             open_requests -= 1
-        return Response(png, media_type="image/png", headers={"Cache-Control": "public, max-age=3600", "ETag": f'"{digest[:16]}"'})
+        return Response(png, media_type="image/png", headers={"Cache-Control": "no-store"})  # the next model has the same address
 
     return app
 

@@ -23,6 +23,7 @@ from pipelines.services.services import Services
 from training import storage
 from training.checkpoints import checkpoint
 from training.storage.logs import list_logs, read_part
+from training.tracking.client import connect
 from training.tracking.registry import resolve
 from training.tracking.runs import TrackingError, attach
 
@@ -92,6 +93,8 @@ def test_the_train_pipeline_leaves_a_scored_reported_and_registered_model(here: 
     tracked = attach(trained["tracking_run_id"])
     assert tracked.metric_history("final/distance") == [(final["step"], pytest.approx(final["distance"]))]
     assert [step for step, _ in tracked.metric_history("score/best")] == [50, 100, 150]
+    params = connect().get_run(trained["tracking_run_id"]).data.params
+    assert (params["optim.num_steps"], params["evaluation.memorisation"]) == ("150", "True")
     logs = {(log.step, log.source): read_part(log.parts[-1].uri) for log in list_logs(run_uri)}
     assert logs.keys() >= {("train", "step"), ("train", "rank-0.out"), ("evaluate", "step")}
     assert any("step 150/150" in line for line in logs["train", "rank-0.out"])

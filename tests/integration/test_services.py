@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import namedtuple
 from pathlib import Path
 
 import psutil
@@ -390,9 +392,23 @@ def test_a_database_without_all_of_mlflows_tables_is_made_again_and_others_are_l
                 connection.execute(statement)
             connection.commit()
     broken.write_text("this is no database, whatever its name says")
+    backup = tmp_path / "unfinished.db.bak"
+    backup.write_text("a user's own")
     for database in (unfinished, finished, broken, tmp_path / "missing.db"):
         mlflow_server.discard_unfinished(database)
-    assert {path.name for path in tmp_path.iterdir()} == {"finished.db", "broken.db"}
+    assert {path.name for path in tmp_path.iterdir()} == {"finished.db", "broken.db", backup.name}
+
+
+def test_a_database_that_another_program_has_locked_is_left(tmp_path, monkeypatch):
+    database = tmp_path / "mlflow.db"
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, timeout=0.1))
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("CREATE TABLE experiments (name TEXT)")
+        other.execute("INSERT INTO experiments VALUES ('Default')")
+        other.execute("BEGIN EXCLUSIVE")
+        mlflow_server.discard_unfinished(database)
+        other.execute("COMMIT")
+        assert other.execute("SELECT name FROM experiments").fetchall() == [("Default",)]
 
 
 @pytest.mark.slow
@@ -419,6 +435,13 @@ def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path):
     with pytest.raises(ServicesError, match="are not running"):
         services.current(tmp_path / "file")
     assert not services.status(tmp_path / "file").running
+
+
+def test_a_hundredth_of_the_disk_has_to_be_free_as_seaweedfs_writes_no_more_below_that(tmp_path, monkeypatch):
+    disk = namedtuple("usage", "total used free")(10**12, 10**12 - 8 * 10**9, 8 * 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+    with pytest.raises(ServicesError, match=r"7\.45 GiB free .* need 9\.56 GiB; free some space"):
+        services.up(tmp_path)
 
 
 def test_a_disk_without_room_is_named_with_the_remedy(tmp_path):

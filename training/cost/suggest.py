@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from training.config.files import read_experiment_file
 from training.config.presets import preset
 from training.config.validation import require
@@ -67,6 +69,7 @@ def suggest_experiment(
     # A CPU trains a small network, for too few passes to learn thousands of images by heart.
     dropout = 0.3 if num_images < (1_000 if on_cpu else 5_000) else 0.1 if num_images < 100_000 else 0.0
     base = f"images{max(size, 32)}-hybrid-cosine"
+    dataclasses.replace(preset(base).data, name=name)  # refuses a name before it stands in a text that nobody has written
     lines = {
         "data": [
             f'name = "{name}"',

@@ -156,6 +156,20 @@ def exists(uri: str) -> bool:
     return True
 
 
+def check_destination(uri: str) -> None:
+    """Refuse a place where no file can be written: before long work, so that its result is not lost. Its directory is made on this machine.
+
+    Raises:
+        StorageError: `uri` is a directory, its own directory can't be written, or its bucket is missing or refused.
+    """
+    if is_s3(uri):
+        exists(uri)
+        return
+    if local_path(uri).is_dir():
+        raise StorageError(f"{uri}: is a directory; name the file to write")
+    make_directory(local_path(uri).parent)
+
+
 def size(uri: str) -> int:
     """Return the number of bytes stored under `uri`."""
     return _backend(uri).size(uri)

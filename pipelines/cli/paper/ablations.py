@@ -106,12 +106,14 @@ def run_requests(
         UserError: A source is of a data set that none of several ablations has.
     """
     from pipelines.local.ablate import choose_parallel_trials, estimate_time_left, gallery_folder, run_ablation
+    from pipelines.local.images import require_sources
     from pipelines.local.run import PipelineError
     from pipelines.local.training import shorten_path
     from pipelines.services import services
 
     parallel_trials = choose_parallel_trials(parallel_trials, num_workers=num_workers, gpu=gpu)
     sources_of = _check_sources(requests, sources, data_options)
+    require_sources({source for own_sources in sources_of for source in own_sources.values()})
     running = services.up()
     results, failures = [], []
     log_path: Path | None = None

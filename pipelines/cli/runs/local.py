@@ -48,7 +48,7 @@ def demo(
         file = _demo_experiment(data)
         words = [f"experiment_file={file}", *_own_images(data)]
         arguments = arguments_of(pipeline, preset="", overrides=overrides, words=words, resources=resources, force_from=force_from)
-        train_here(arguments, name=file.stem)
+        train_here(arguments)
 
 
 def _demo_experiment(images: str) -> Path:
@@ -151,16 +151,19 @@ def train(
     words += _own_images(images, words=parameters) if images else []
     arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
     refuse_image(arguments)
-    train_here(arguments, name=Path(experiment).stem)
+    train_here(arguments)
 
 
 def _own_images(images: str, words: Sequence[str] = ()) -> list[str]:
     """Return the pipeline's parameters, as words, for a user's images; `words` are the user's own."""
+    if any(word.startswith("data_source=") for word in words):
+        raise UserError("--images and --param data_source both name the images; give one of them")
     address = absolute(images)
+    connect()
+    options_of_data = json.dumps(held_out(address))  # refuses images that are not there, whether it is needed or not
     found = [f"data_source={address}"]
     if not any(word.startswith("data_options=") for word in words):
-        connect()
-        found.append(f"data_options={json.dumps(held_out(address))}")
+        found.append(f"data_options={options_of_data}")
     return found
 
 

@@ -32,7 +32,7 @@ def tune(
     from components.steps.settings import refuse_sources
     from evaluation.tuning.request import TuneOptions, TuneRequest
     from pipelines.client.timing import parse_duration
-    from pipelines.local.images import absolute
+    from pipelines.local.images import absolute, require_sources
     from pipelines.local.training import shorten_path
     from pipelines.local.tune import run_tuning
     from pipelines.services import services
@@ -50,8 +50,10 @@ def tune(
     )
     request.axes()  # refuses what does not fit before anything starts
     refuse_sources(data_options, "give --images")
-    resources = {"num_workers": num_workers, "num_gpus_per_worker": int(gpu), "num_threads": 0 if gpu or num_workers > 1 else 1}
-    result = run_tuning(request, services.up(), source=absolute(images), data_options=data_options, resources=resources)
+    source = absolute(images)
+    require_sources([source])
+    resources = {"num_workers": num_workers, "num_gpus_per_worker": int(gpu)}
+    result = run_tuning(request, services.up(), source=source, data_options=data_options, resources=resources)
     for line in result.lines:
         options.out(line)
     options.out(f"report  {shorten_path(result.folder / 'report.html')}")

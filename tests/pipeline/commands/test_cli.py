@@ -25,6 +25,7 @@ from pipelines.cli.runs import local
 from pipelines.client.arguments import arguments_of, compiled_pipeline
 from pipelines.local.images import preparation
 from pipelines.services.services import Services, connect
+from training.config.experiment import Resources
 from training.config.files import read_experiment_file, resolve_experiment
 from training.data.sources.published import PUBLISHED
 
@@ -216,6 +217,20 @@ def test_show_prints_an_experiment_file_that_reads_back_to_the_same_experiment(r
         (("tune", "my.toml", "--search", "model.dropout=0..0.2"), "my.toml: cannot be read as an experiment file"),
         (("train", "digits-hybrid-cosine", "--images", "photos/"), "photos/: there is no such file or folder; check the address"),
         (("train", "digits-hybrid-cosine", "--images", "cifar1"), "there is no source 'cifar1'; did you mean 'cifar10'?"),
+        (("train", "digits-hybrid-cosine", "--images", "~nobody-here/x"), "~nobody-here/x: there is no home directory of that user"),
+        (
+            ("train", "digits-hybrid-cosine", "--images", "a", "--param", "data_source=b"),
+            "--images and --param data_source both name the images; give one of them",
+        ),
+        (
+            ("train", "digits-hybrid-cosine", "--images", "a.zip", "--param", 'data_options={"num_test": 3}'),
+            "there is no source 'a.zip'; the sources are",
+        ),
+        (
+            ("tune", "digits-hybrid-cosine", "--search", "model.dropout=0..0.2", "--images", "a.zip"),
+            "there is no source 'a.zip'; the sources are",
+        ),
+        (("ablate", "width", "--source", "digits=a.zip"), "there is no source 'a.zip'; the sources are"),
     ],
 )
 def test_a_run_that_can_not_work_is_refused_before_anything_starts(
@@ -267,6 +282,7 @@ def test_a_folder_of_images_is_the_same_one_for_a_tuning_as_for_a_training(
     assert run_iddpm("train", "digits-hybrid-cosine", "--images", "digits")[0] == 0
     assert run_iddpm("tune", "digits-hybrid-cosine", "--images", "digits", "--search", "model.dropout=0..0.2")[0] == 0
     assert trained.call_args.args[0]["data_source"] == tuned.call_args.kwargs["source"] == str(folder)
+    assert Resources(**tuned.call_args.kwargs["resources"]) == Resources()  # all cores, as of a training
 
 
 def test_a_tuning_and_an_ablation_prepare_their_images_as_the_options_say(

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ from evaluation.ablations.definitions.request import AblationRequest
 from pipelines.cli.paper.reproduce import _show
 from pipelines.local.images import held_out
 from pipelines.local.run import PipelineError, run_pipeline
-from pipelines.local.training import _progress
+from pipelines.local.training import _progress, train_here
 
 _TOY = Path(__file__).with_name("toy_run.py")
 
@@ -197,6 +198,19 @@ def test_the_command_for_a_cluster_repeats_the_table_that_was_priced(capsys: pyt
         *("--param", "ablation_name=cifar10-table2", "--param", "ablation_scale=paper", "--param", 'ablation_options={"seeds": 2}'),
         *("--set", "evaluation.num_samples=50", "--resources", "train=8xgpu", "--resources", "evaluate=8xgpu"),
     ]
+
+
+@pytest.mark.parametrize(("name", "folder"), [("", "trainings/logs-0123456789"), ("demo", "demo")])
+def test_the_report_of_a_training_is_in_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str
+) -> None:
+    summarize = Mock(return_value="")
+    monkeypatch.setattr("pipelines.services.services.up", Mock(return_value=Mock(home=tmp_path, env={})))
+    monkeypatch.setattr("pipelines.services.services.status", Mock())
+    monkeypatch.setattr("pipelines.local.run.run_pipeline", Mock(return_value={"Output": "s3://iddpm/runs/logs-0123456789"}))
+    monkeypatch.setattr("pipelines.local.training.summarize", summarize)
+    train_here({}, name=name)
+    assert summarize.call_args.args[1] == tmp_path / folder
 
 
 def test_the_summary_of_a_training_leaves_out_scores_that_are_not_finite() -> None:

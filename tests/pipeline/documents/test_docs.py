@@ -68,5 +68,6 @@ def test_the_site_builds_and_no_link_of_it_is_broken(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     commands = (tmp_path / "site" / "reference" / "commands" / "index.html").read_text()
     assert "iddpm ablate" in commands
+    assert "--no-wait" in commands
     assert "make_beta_schedule" not in commands
     assert "q_posterior" in (tmp_path / "site" / "reference" / "training" / "diffusion" / "index.html").read_text()

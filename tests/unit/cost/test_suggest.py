@@ -57,5 +57,6 @@ def test_what_no_experiment_can_be_made_for_is_refused() -> None:
         suggest_experiment(num_images=10, min_side=5, channels=3)
     with pytest.raises(UserError, match="num_images: must be at least 1"):
         suggest_experiment(num_images=0, min_side=64, channels=3)
-    with pytest.raises(UserError, match="name: 'My Birds' is not a name"):
-        suggest_experiment(num_images=10, min_side=64, channels=3, name="My Birds")
+    for name in ("My Birds", 'a"b', "C:\\photos"):
+        with pytest.raises(UserError, match=r"data\.name: '.*' is not a name"):
+            suggest_experiment(num_images=10, min_side=64, channels=3, name=name)

@@ -104,6 +104,8 @@ def test_a_request_gives_the_images_that_python_draws(address: str, model_uri: s
     size = EXPERIMENT.data.image_size
     tiles = _pixels(answer).reshape(2, size, 2, size, 3).swapaxes(1, 2).reshape(4, size, size, 3)
     assert np.array_equal(tiles[..., 0], images[:, 0].numpy())
+    # A browser would show these images for another model that is served at this address next.
+    assert (answer.headers["Cache-Control"], "ETag" in answer.headers) == ("no-store", False)
 
 
 def test_the_model_is_described(address: str, model_uri: str) -> None:

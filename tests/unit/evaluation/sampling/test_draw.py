@@ -40,15 +40,18 @@ def test_a_grid_and_one_file_for_other_evaluators_are_written(request_: DrawRequ
     assert torch.equal(images[:10], next(iter(sample_set.read(str(tmp_path / "set"))))[1][:10])
 
 
-def test_an_invalid_grid_path_is_refused_before_the_draw(request_: DrawRequest, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_refused_before_the_draw(request_: DrawRequest, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a directory"):
+    for npz_uri, said in ((tmp_path, "is a directory; name the file"), (tmp_path / "file" / "x.npz", "can't have one name")):
+        with pytest.raises(StorageError, match=said):
+            draw_images(request_, str(tmp_path / "set"), tmp_path / "grid.png", npz_uri=str(npz_uri))
+    with pytest.raises(StorageError, match="is a directory"):
         draw_images(request_, str(tmp_path / "set"), tmp_path)
     with pytest.raises(StorageError, match="a file and a directory can't have one name"):
         draw_images(request_, str(tmp_path / "set"), tmp_path / "file" / "grid.png")
     with pytest.raises(UserError, match=r"grid\.jpg: the images are written as PNG"):
         draw_images(request_, str(tmp_path / "set"), tmp_path / "grid.jpg")
-    with pytest.raises(StorageError, match=r"s3:/bucket: is neither a path nor a whole address"):
+    with pytest.raises(StorageError, match=r"s3:/bucket/grid\.png: is neither a path nor a whole address"):
         draw_images(request_, str(tmp_path / "set"), Path("s3://bucket/grid.png"))
     assert not (tmp_path / "set").exists()
 
