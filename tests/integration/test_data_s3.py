@@ -166,6 +166,15 @@ def test_images_are_read_from_s3(bucket_uri, tmp_path, form, monkeypatch):
     assert manifest.content_digest == local.content_digest
 
 
+@pytest.mark.parametrize("slashes", ["{bucket}//{key}", "{bucket}/{key}//"])
+def test_a_slash_too_many_in_the_address_of_images_takes_no_class_from_them(bucket_uri, slashes):
+    for name in ("cat/1.png", "dog/2.png"):
+        storage.write_bytes(f"{bucket_uri}/{name}", b"")
+    bucket, _, key = bucket_uri.removeprefix("s3://").partition("/")
+    listing = open_splits("s3://" + slashes.format(bucket=bucket, key=key))["train"].listing()
+    assert ([item.key for item in listing.items], listing.class_names) == (["cat/1.png", "dog/2.png"], ("cat", "dog"))
+
+
 @pytest.mark.parametrize("form", ["tar", "tar.gz"])
 def test_an_archive_that_is_overwritten_in_s3_by_one_of_its_size_is_copied_again(bucket_uri, tmp_path, form, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -113,6 +113,61 @@ def test_all_three_places_show_the_same_tree(bucket_uri, tmp_path):
     assert seen[0] == (["a/deep/er/three", "a/one", "a/two"], ["a", "ab", "sp ace", "z"], False, [])
 
 
+@pytest.mark.parametrize("written", ["x", "x/", "./x", "a//x", ".", "./", "..", "{cwd}//x", "file://{cwd}//x"])
+def test_a_listing_has_the_addresses_that_join_gives_however_the_directory_is_written(tmp_path, monkeypatch, written):
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
+    directory = written.format(cwd=cwd)
+    uri = storage.join(directory, "inner", "f")
+    storage.write_bytes(uri, b"")
+    assert storage.list_uris(directory) == [uri]
+    assert storage.join(directory, "inner") in storage.list_dirs(directory)
+
+
+def test_a_directory_without_a_name_is_the_working_one_and_not_the_root_of_the_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    storage.write_bytes("inner/f", b"")
+    assert (storage.list_uris(""), storage.list_dirs("")) == (["inner/f"], ["inner"])
+
+
+@pytest.mark.parametrize("slashes", ["{bucket}/{key}", "{bucket}//{key}", "{bucket}/{key}//"])
+def test_a_listing_in_s3_has_the_addresses_that_join_gives_too(bucket_uri, slashes):
+    bucket, _, key = bucket_uri.removeprefix("s3://").partition("/")
+    directory = "s3://" + slashes.format(bucket=bucket, key=key)
+    uri = storage.join(directory, "inner", "f")
+    storage.write_bytes(uri, b"x")
+    assert storage.list_uris(directory) == [uri]
+    assert storage.list_dirs(directory) == [storage.join(directory, "inner")]
+    assert storage.read_bytes(uri) == b"x"
+
+
+def test_a_file_has_its_name_once_its_content_is_on_the_disk(tmp_path, monkeypatch):
+    (tmp_path / "source").write_bytes(b"content")
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").read_bytes(), (tmp_path / "stored").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for write in (
+        lambda: storage.upload(tmp_path / "source", f"{tmp_path}/stored"),
+        lambda: storage.write_bytes(f"{tmp_path}/stored", b"more"),
+    ):
+        synced.clear()
+        write()
+        content = (tmp_path / "stored").read_bytes()
+        (tmp_path / "stored").unlink()
+        assert synced == [(content, False)]
+
+
+@pytest.mark.parametrize("letter", "x画😀")
+def test_a_name_may_have_as_many_bytes_as_the_disk_allows(tmp_path, letter):
+    uri = f"{tmp_path}/{letter * (255 // len(letter.encode()))}"
+    storage.write_bytes(uri, b"x")
+    assert storage.list_uris(str(tmp_path)) == [uri]
+
+
 def test_an_emptied_directory_no_longer_exists(root):
     for name in ("run/checkpoints/step=1/model", "run/checkpoints/step=2/model"):
         storage.write_bytes(storage.join(root, name), b"x")
@@ -222,12 +277,21 @@ def test_a_missing_object_is_its_own_error_and_names_the_uri(root, act):
     assert not Path("unused").exists()
 
 
+@pytest.mark.parametrize("act", [storage.read_bytes, storage.open_seekable, storage.size])
+def test_below_a_file_there_is_nothing_to_read(root, act):
+    storage.write_bytes(storage.join(root, "file"), b"x")
+    assert not storage.exists(storage.join(root, "file", "x"))
+    with pytest.raises(ObjectNotFoundError, match="file/x"):
+        act(storage.join(root, "file", "x"))
+
+
 ACTS = {
     "read": storage.read_bytes,
     "exists": storage.exists,
     "version": storage.version,
     "list": storage.list_uris,
     "list_dirs": storage.list_dirs,
+    "check_destination": storage.check_destination,
     "write": lambda uri: storage.write_bytes(uri, b"x"),
     "write if absent": lambda uri: storage.write_bytes(uri, b"x", if_absent=True),
     "upload": lambda uri: storage.upload(__file__, uri),
@@ -374,6 +438,29 @@ def test_an_environment_without_credentials_is_named(s3_env, services, monkeypat
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     with pytest.raises(StorageError, match="there are no S3 credentials; set AWS_ACCESS_KEY_ID"):
         storage.read_bytes("s3://iddpm/a")
+
+
+@pytest.mark.parametrize("act", ACTS.values(), ids=ACTS.keys())
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("AWS_ENDPOINT_URL", "http://my_minio:9000", "^AWS_ENDPOINT_URL: Invalid endpoint: http://my_minio:9000; write it like http://"),
+        ("AWS_ENDPOINT_URL", "http://", "^AWS_ENDPOINT_URL: Invalid endpoint: http://; write it like http://"),
+        ("AWS_PROFILE", "nosuch", r"^s3://bucket/a: The config profile \(nosuch\) could not be found; check .* the AWS_"),
+        ("AWS_REGION", "us east 1", "^s3://bucket/a: .*region_name 'us east 1' .*; check .* the AWS_"),
+    ],
+)
+def test_a_setting_that_is_none_is_named(s3_env, act, name, value, message):
+    s3_env(name, value)
+    with pytest.raises(StorageError, match=message) as caught:
+        act("s3://bucket/a")
+    assert not caught.value.transient
+
+
+def test_an_empty_endpoint_is_that_of_aws(s3_env):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        s3_env(name, "")
+    assert s3.client().meta.endpoint_url == "https://s3.amazonaws.com"
 
 
 def test_credentials_of_the_default_chain_are_used_where_the_environment_has_none(bucket_uri, tmp_path, monkeypatch):

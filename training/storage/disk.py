@@ -53,12 +53,12 @@ def make_directory(path: str | Path) -> None:
 
 
 def read_bytes(uri: str) -> bytes:
-    with explain_disk_errors(uri):
+    with _explain_read_errors(uri):
         return local_path(uri).read_bytes()
 
 
 def open_seekable(uri: str) -> BinaryIO:
-    with explain_disk_errors(uri):
+    with _explain_read_errors(uri):
         return local_path(uri).open("rb")
 
 
@@ -79,7 +79,7 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool) -> bool:
 
 
 def size(uri: str) -> int:
-    with explain_disk_errors(uri):
+    with _explain_read_errors(uri):
         path = local_path(uri)
         if path.is_dir():
             raise FileNotFoundError(errno.ENOENT, "is a directory", str(path))
@@ -138,6 +138,8 @@ def copy_to(uri: str, path: Path, num_bytes: int) -> None:
 def upload(path: Path, uri: str) -> None:
     with complete_file(local_path(uri), f"{path} to {uri}", num_bytes=size(str(path))) as partial:
         shutil.copyfile(path, partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())  # as in `write_bytes`
 
 
 @contextlib.contextmanager
@@ -148,11 +150,22 @@ def complete_file(target: Path, subject: str, *, num_bytes: int) -> Iterator[Pat
         partial.replace(target)
 
 
+@contextlib.contextmanager
+def _explain_read_errors(uri: str) -> Iterator[None]:
+    """Explain the errors of a read; a name below a file is missing, as in S3, and no error of its own, as it is for a write."""
+    with explain_disk_errors(uri):
+        try:
+            yield
+        except NotADirectoryError as error:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), error.filename) from error
+
+
 def _uri_of(path: Path, root: Path, root_uri: str) -> str:
-    if "://" not in root_uri:
-        return str(path)
-    # Escapes only what `local_path` would unescape, so that a listing equals the results of `storage.join`.
-    return f"{root_uri.rstrip('/')}/{path.relative_to(root).as_posix().replace('%', '%25')}"
+    """Return a file's address, which equals the result of `storage.join` on the address of the directory, however that is written."""
+    name = path.relative_to(root).as_posix()
+    if "://" in root_uri:
+        name = name.replace("%", "%25")  # only what `local_path` would unescape
+    return f"{root_uri.rstrip('/')}/{name}" if root_uri else name
 
 
 def _files_below(directory: Path) -> Iterator[Path]:
@@ -182,7 +195,8 @@ def _partial_file(target: Path, *, num_bytes: int) -> Iterator[Path]:
     free = shutil.disk_usage(target.parent).free
     if num_bytes > free:
         raise OSError(errno.ENOSPC, f"needs {format_bytes(num_bytes)}, {format_bytes(free)} free", str(target))
-    partial = target.parent / f".{target.name[:100]}.{secrets.token_hex(6)}{_PARTIAL_SUFFIX}"
+    # A name may have 255 bytes, and a character up to four.
+    partial = target.parent / f".{target.name[:50]}.{secrets.token_hex(6)}{_PARTIAL_SUFFIX}"
     try:
         yield partial
     finally:

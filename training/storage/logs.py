@@ -65,7 +65,10 @@ def list_logs(run_uri: str, step: str = "") -> list[StoredLog]:
     for uri in storage.list_uris(storage.join(run_uri, LOGS, step)):
         if match := _PART.search(uri):
             found[match["time"], match["step"], match["source"]].append(Part(uri, int(match["part"])))
-    return [StoredLog(step, began, source, tuple(sorted(parts))) for (began, step, source), parts in sorted(found.items())]
+    return [
+        StoredLog(step, began, source, tuple(sorted(parts, key=lambda part: part.number)))
+        for (began, step, source), parts in sorted(found.items())
+    ]
 
 
 def read_part(uri: str) -> list[str]:

@@ -99,7 +99,7 @@ def list_objects(prefix_uri: str) -> list[Stored]:
     with _explain_errors(prefix_uri):
         return [
             Stored(
-                f"s3://{bucket}/{entry['Key']}",
+                _uri_of(entry["Key"], key, prefix_uri),
                 entry["Size"],
                 _version(entry["Size"], entry["ETag"], entry["LastModified"]),
                 entry["LastModified"].timestamp(),
@@ -111,19 +111,19 @@ def list_objects(prefix_uri: str) -> list[Stored]:
 
 def list_dirs(prefix_uri: str) -> list[str]:
     bucket, key = split(prefix_uri, root_allowed=True)
-    s3 = client()
 
     def contains_something(prefix: str) -> bool:
         found = s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=2).get("Contents", ())
         return any(entry["Key"] != prefix for entry in found)
 
     with _explain_errors(prefix_uri):
+        s3 = client()
         pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=_as_directory(key), Delimiter="/")
         prefixes = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]
         # SeaweedFS continues to list a directory for a while after its last object is deleted.
         with ThreadPoolExecutor(max_workers=16) as pool:
             filled = list(pool.map(contains_something, prefixes))
-        return [f"s3://{bucket}/{prefix.rstrip('/')}" for prefix, is_filled in zip(prefixes, filled, strict=True) if is_filled]
+        return [_uri_of(prefix.rstrip("/"), key, prefix_uri) for prefix, is_filled in zip(prefixes, filled, strict=True) if is_filled]
 
 
 def delete(uri: str) -> None:
@@ -188,12 +188,20 @@ def client() -> S3Client:
 @functools.lru_cache(maxsize=4)
 def _connect_once(process_id: int, settings: tuple[tuple[str, str], ...]) -> S3Client:
     environment = dict(settings)
-    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or None
     if endpoint and contains_password(endpoint):  # messages show it
         raise StorageError("AWS_ENDPOINT_URL must not contain a password; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
     if endpoint and not endpoint.startswith(("http://", "https://")):
         raise StorageError(f"AWS_ENDPOINT_URL is {endpoint!r}; write it with its scheme, like http://127.0.0.1:8333")
-    return connect(endpoint, region=environment.get("AWS_REGION"))
+    try:
+        return connect(endpoint, region=environment.get("AWS_REGION"))
+    except BotoCoreError:  # some are ValueErrors too; the caller explains them
+        raise
+    except ValueError as error:
+        raise StorageError(
+            f"AWS_ENDPOINT_URL: {_in_one_line(error)}; write it like http://127.0.0.1:8333, with a host's name of letters, digits, "
+            "hyphens and dots"
+        ) from error
 
 
 def connect(
@@ -369,6 +377,11 @@ def _require_bucket(bucket: str, endpoint: str) -> None:
 
 def _status(error: ClientError) -> int:
     return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+def _uri_of(key: str, directory: str, directory_uri: str) -> str:
+    """Return an object's address, which equals the result of `storage.join` on the address of the directory, however that is written."""
+    return f"{directory_uri.rstrip('/')}/{key.removeprefix(_as_directory(directory))}"
 
 
 def _as_directory(key: str) -> str:

@@ -29,7 +29,7 @@ def scratch_directory(kind: str) -> Iterator[Path]:
             if time.time() - old.stat().st_mtime > _GRACE_SECONDS:  # a younger one may be about to be locked
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(old)
-    with tempfile.TemporaryDirectory(prefix=prefix) as directory, Path(directory, _LOCK).open("w") as lock:
+    with tempfile.TemporaryDirectory(prefix=prefix) as directory, Path(directory, _LOCK).open("w", encoding="utf-8") as lock:
         with contextlib.suppress(OSError):  # a file system without locks: nobody else gets one either
             fcntl.flock(lock, fcntl.LOCK_EX)
         files = Path(directory, "files")

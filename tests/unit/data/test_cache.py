@@ -16,12 +16,14 @@ from training.data.loading.loader import Loader
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
+from training.storage import StorageError
 
 KIB = 1024
 
 
-def entry(directory: Path, name: str, num_bytes: int = KIB) -> CacheEntry:
-    return get_or_make(directory / name, lambda partial: partial.write_bytes(name[:1].encode() * num_bytes))
+def entry(directory: Path, letter: str, num_bytes: int = KIB) -> CacheEntry:
+    """An entry of that letter's name, which looks like a digest."""
+    return get_or_make(directory / (letter * 32), lambda partial: partial.write_bytes(letter.encode() * num_bytes))
 
 
 def evict(directory: Path, num_bytes: int, budget_bytes: int | None = None) -> None:
@@ -33,33 +35,60 @@ def kept(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir() if path.suffix != ".lock"}
 
 
-def fill(directory: Path, names: str) -> None:
+def names(letters: str) -> set[str]:
+    return {letter * 32 for letter in letters}
+
+
+def fill(directory: Path, letters: str) -> None:
     """Entries without users, last used in that order."""
-    for age, name in enumerate(names):
-        entry(directory, name).release()
-        os.utime(directory / name, (age, age))
+    for age, letter in enumerate(letters):
+        entry(directory, letter).release()
+        os.utime(directory / (letter * 32), (age, age))
 
 
 def test_the_least_recently_used_entry_is_evicted_first(tmp_path):
     fill(tmp_path, "abcd")
     entry(tmp_path, "a").release()  # so it is the latest
     evict(tmp_path, 2 * KIB, budget_bytes=4 * KIB)
-    assert kept(tmp_path) == {"d", "a"}
+    assert kept(tmp_path) == names("da")
 
 
 def test_nothing_is_evicted_while_there_is_room(tmp_path):
     fill(tmp_path, "abcd")
     evict(tmp_path, KIB, budget_bytes=5 * KIB)
     evict(tmp_path, KIB)
-    assert kept(tmp_path) == {"a", "b", "c", "d"}
+    assert kept(tmp_path) == names("abcd")
+
+
+def test_what_others_keep_in_the_directory_stays_and_takes_nothing_from_the_budget(tmp_path):
+    fill(tmp_path, "ab")
+    (tmp_path / "results").mkdir()
+    for name in ("results/thesis.txt", "results.lock", "weights.bin"):
+        (tmp_path / name).write_bytes(bytes(9 * KIB))
+        os.utime(tmp_path / name.partition("/")[0], (0, 0))
+    for letter in "ab":
+        entry(tmp_path, letter).release()  # so the others are the least recently used
+    evict(tmp_path, KIB, budget_bytes=3 * KIB)
+    assert kept(tmp_path) == names("ab") | {"results", "weights.bin"}
+    evict(tmp_path, 3 * KIB, budget_bytes=3 * KIB)
+    assert kept(tmp_path) == {"results", "weights.bin"}
+    assert (tmp_path / "results" / "thesis.txt").exists()
+
+
+def test_what_is_still_made_counts_in_the_budget(tmp_path):
+    fill(tmp_path, "ab")
+    (tmp_path / f"{'c' * 32}.partial").write_bytes(bytes(KIB))
+    (tmp_path / f".archive-{'d' * 32}.123.partial").write_bytes(bytes(KIB))
+    evict(tmp_path, 0, budget_bytes=3 * KIB)
+    assert len(names("ab") & kept(tmp_path)) == 1
 
 
 def test_an_entry_in_use_stays_even_over_the_budget(tmp_path):
     fill(tmp_path, "abc")
     held = entry(tmp_path, "a")
-    os.utime(tmp_path / "a", (0, 0))
+    os.utime(tmp_path / ("a" * 32), (0, 0))
     evict(tmp_path, KIB, budget_bytes=KIB)
-    assert kept(tmp_path) == {"a"}
+    assert kept(tmp_path) == names("a")
     held.release()
     evict(tmp_path, KIB, budget_bytes=KIB)
     assert kept(tmp_path) == set()
@@ -73,7 +102,7 @@ def test_a_full_disk_evicts_without_a_budget_and_is_an_error_when_that_is_not_en
 
     monkeypatch.setattr("shutil.disk_usage", usage)
     evict(tmp_path, 2 * KIB)
-    assert kept(tmp_path) == {"b"}
+    assert kept(tmp_path) == names("b")
     with pytest.raises(UserError, match=r"needs 4.00 KiB for a copy of the data, but 3.00 KiB are free; free some space"):
         evict(tmp_path, 4 * KIB)
 
@@ -84,10 +113,10 @@ def test_an_entry_that_could_not_be_made_leaves_nothing(tmp_path):
         raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
-        get_or_make(tmp_path / "a", make)
+        get_or_make(tmp_path / ("a" * 32), make)
     assert kept(tmp_path) == set()
     entry(tmp_path, "a")
-    assert kept(tmp_path) == {"a"}
+    assert kept(tmp_path) == names("a")
 
 
 @pytest.mark.parametrize("is_directory", [False, True])
@@ -121,11 +150,11 @@ def test_an_entry_of_another_process_stays_until_that_is_killed(tmp_path):
         "import sys, time, pathlib; from training.data.cache.disk_cache import get_or_make\n"
         "held = get_or_make(pathlib.Path(sys.argv[1]), print); print('held', flush=True); time.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / ("a" * 32))], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     evict(tmp_path, KIB, budget_bytes=KIB)
-    assert kept(tmp_path) == {"a"}
+    assert kept(tmp_path) == names("a")
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
@@ -149,7 +178,7 @@ def make(partial):
 made = []
 for _ in range(60):
     name = clock.choice("abcdef")
-    held = cache.get_or_make(directory / name, make)
+    held = cache.get_or_make(directory / (name * 32), make)
     for _ in range(clock.randrange(4)):
         assert held.path.read_bytes() == name.encode() * 4096, name
     held.release()
@@ -170,6 +199,23 @@ def test_processes_never_evict_entries_that_others_read(tmp_path):
     evict(tmp_path, 0, budget_bytes=3 * 4096)
     assert len(kept(tmp_path)) <= 3
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_cache_in_s3_is_refused_and_no_directory_of_such_a_name_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(digits("test"), "data", image_size=8)
+    with pytest.raises(StorageError, match=r"^s3://bucket/cache: is neither a path nor a whole address; name a path on this machine"):
+        Loader("data", seed=0, global_batch_size=8, cache_dir="s3://bucket/cache")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_cache_below_the_home_directory_is_there_and_not_in_a_directory_named_like_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    prepare(digits("test"), "data", image_size=8)
+    Loader("data", seed=0, global_batch_size=8, cache_dir="~/cache")
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "home"}
+    assert any((tmp_path / "home" / "cache").iterdir())
 
 
 def test_the_data_of_a_loader_is_not_evicted_while_it_exists(tmp_path):

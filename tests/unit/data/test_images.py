@@ -271,6 +271,31 @@ def test_lab_becomes_grey_by_way_of_rgb(mode):
     assert np.abs(one(encode(lab, "TIFF"), 64, mode, channels=1) - grey).mean() < 2
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_that_a_tiff_multiplied_by_its_alpha_is_laid_over_white(channels):
+    """Pillow's mode "La". Grey g under alpha a is stored as g * a, and over white it is g * a + 255 - a."""
+    alpha, stored = 128, np.arange(64, dtype=np.uint8).reshape(8, 8)
+    image = np.dstack([stored, np.full((8, 8), alpha, dtype=np.uint8)])
+    extra_samples = [struct.pack("<HHII", 338, 3, 1, kind) for kind in (2, 1)]
+    data = encode(Image.fromarray(image, "LA"), "TIFF").replace(*extra_samples)
+    assert Image.open(io.BytesIO(data)).mode == "La"
+    # Pillow rounds the grey down, by half a level in the mixture at this alpha, and the mixture by half a level.
+    assert np.abs(one(data, 8, channels=channels).astype(int) - (stored[..., None] + 255.0 - alpha)).max() <= 1
+    grey = one(data, 8, "adm", channels=channels)
+    assert np.abs(grey - stored[..., None] * (255.0 / alpha)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["area", "adm"])
+def test_pixels_that_pillow_can_not_convert_are_a_reason_to_refuse_that_image(monkeypatch, mode):
+    def fail(image, mode):
+        raise ValueError("conversion not supported")
+
+    data = encode(Image.fromarray(ramp(64, 64)).convert("RGBA"))
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(ImageError, match=r"has 'RGBA' pixels, which can't be converted .*conversion not supported"):
+        prepare_image(data, [64], mode)
+
+
 def test_sixteen_bits_keep_their_high_byte():
     levels = np.arange(256, dtype=np.uint16).repeat(16).reshape(64, 64)
     grey = Image.fromarray(levels * 257)
@@ -366,7 +391,7 @@ def test_a_broken_file_is_refused_with_the_reason():
             prepare_image(data, [64], "area")
 
 
-DAMAGES = [OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error]
+DAMAGES = [OSError, SyntaxError, ValueError, OverflowError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

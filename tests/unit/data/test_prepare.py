@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,11 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
+from training import storage
 from training.config.errors import UserError
 from training.config.experiment import DataConfig
 from training.config.presets import preset
 from training.config.validation import validate
-from training.data.format.manifest import read_manifest
+from training.data.format.manifest import manifest_digest, read_manifest
+from training.data.format.order import Purpose, permutation
 from training.data.format.shards import rows_per_shard
 from training.data.inspection.contact_sheet import contact_sheet, preview
 from training.data.inspection.dataset import describe, verify
@@ -364,7 +367,8 @@ def test_shards_that_another_run_replaced_are_not_published(folder, tmp_path):
 def test_the_scratch_files_of_killed_programs_are_deleted(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     uri, hour_ago = tmp_path / "data", time.time() - 3600
-    left = [uri / ".shard-00002.parquet.7f54c297e350.partial", tmp_path / "iddpm-shard-killed", tmp_path / "iddpm-shard-alive"]
+    killed = [tmp_path / f"iddpm-{kind}-killed" for kind in ("shard", "verify")]
+    left = [uri / ".shard-00002.parquet.7f54c297e350.partial", *killed, tmp_path / "iddpm-shard-alive"]
     uri.mkdir()
     left[0].write_bytes(b"half")
     for directory in left[1:]:
@@ -375,6 +379,7 @@ def test_the_scratch_files_of_killed_programs_are_deleted(folder, tmp_path, monk
     with (tmp_path / "iddpm-shard-alive" / "lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         prepare(source_of(folder), str(uri), image_size=16)
+        verify(str(uri))
     assert [path.name for path in left if path.exists()] == ["iddpm-shard-alive"]
     assert len(list(tmp_path.glob("iddpm-shard-*"))) == 1
 
@@ -449,6 +454,46 @@ def test_a_missing_and_a_short_shard_are_named(damaged, tmp_path):
     (damaged / "shard-00003.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"shard-00003\.parquet: has 4 bytes"):
         verify(str(damaged))
+
+
+def test_what_a_damaged_data_set_asks_for_makes_it_whole(damaged, folder, undisturbed, tmp_path):
+    shards = [damaged / f"shard-0000{number}.parquet" for number in (3, 4)]
+    for shard in shards:
+        shard.write_bytes(bytes(shard.stat().st_size))
+    remedy = f"; delete {damaged} and prepare the data set again"
+    for find in (lambda: load(damaged, tmp_path), lambda: verify(str(damaged)), lambda: list(iterate(str(damaged), 8))):
+        with pytest.raises(UserError, match=re.escape(remedy)) as caught:
+            find()
+        assert str(caught.value).endswith(remedy)
+        assert str(caught.value).count(remedy) == 1
+    shutil.rmtree(damaged)
+    assert prepare(source_of(folder), str(damaged), image_size=16, options=SMALL_SHARDS) == undisturbed == verify(str(damaged))
+
+
+@pytest.mark.parametrize("as_address", [str, Path.as_uri, lambda path: f"{path.parent}//{path.name}/"])
+@pytest.mark.parametrize(("left", "fault"), [(None, "the shard is missing"), (b"PAR1", "has 4 bytes, the manifest says")])
+def test_a_data_set_without_a_whole_shard_is_not_there_already(damaged, folder, left, fault, as_address):
+    uri = as_address(damaged)
+    assert prepare(source_of(folder), uri, image_size=16, options=SMALL_SHARDS) == read_manifest(uri)
+    shard = damaged / "shard-00003.parquet"
+    (damaged / "8x8").mkdir()
+    shard.rename(damaged / "8x8" / shard.name)  # that of another data set does not count
+    if left is not None:
+        shard.write_bytes(left)
+    with pytest.raises(UserError, match=rf"shard-00003\.parquet: {fault}.*; delete {re.escape(uri)} and prepare the data set again"):
+        prepare(source_of(folder), uri, image_size=16, options=SMALL_SHARDS)
+
+
+def test_a_shard_with_rows_of_another_size_is_named(damaged, tmp_path):
+    wide = tmp_path / "wide"
+    shutil.copytree(damaged, wide)
+    manifest = read_manifest(str(wide))
+    narrow = dataclasses.replace(manifest, image_channels=1)
+    (wide / "manifest.json").write_text(dataclasses.replace(narrow, content_digest=manifest_digest(narrow)).to_json())
+    fault = r"a row has 768 bytes, but images of \(16, 16, 1\) have 256"
+    for find in (lambda: load(wide, tmp_path), lambda: verify(str(wide)), lambda: list(iterate(str(wide), 8))):
+        with pytest.raises(UserError, match=rf"shard-00000\.parquet: .*{fault}.*; delete {wide} and prepare the data set again"):
+            find()
 
 
 def test_a_manifest_that_was_edited_does_not_pass(damaged):
@@ -689,11 +734,15 @@ def published(tmp_path):
     return prepare_again
 
 
-def test_a_data_set_of_the_same_files_is_there_already(published, capsys):
+def test_a_data_set_of_the_same_files_is_there_already(published, capsys, monkeypatch):
     first = published()
     capsys.readouterr()
+    lists = []
+    list_objects = storage.list_objects
+    monkeypatch.setattr(storage, "list_objects", lambda uri: lists.append(uri) or list_objects(uri))
     assert published() == first
     assert capsys.readouterr().out.endswith("data: 20 images are there already\n")
+    assert len(lists) == 1, "a data set of many shards must be found as quickly"
 
 
 def test_a_source_overwritten_at_the_same_size_after_the_publication_is_refused(published, tmp_path):
@@ -714,6 +763,55 @@ def test_a_source_that_was_only_copied_again_is_compared_once_and_there_already(
     assert "so they are read again and compared" in capsys.readouterr().out
     assert published() == first
     assert "read again" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("num_rows", [3, 4, 8])
+@pytest.mark.parametrize("broken", [[], [0, 1, 2, 3, 5, 19], [0, 9, 10]], ids=["all images", "without some", "some in each shard of 8"])
+def test_a_source_that_was_copied_again_is_compared_by_the_division_of_the_data_set(tmp_path, broken, num_rows):
+    order = permutation(20, 0, Purpose.SHUFFLE).tolist()
+    (tmp_path / "bitmaps").mkdir()
+    for place, number in enumerate(order):
+        image = photo(number).resize((16, 16))
+        image.save(tmp_path / "bitmaps" / f"{number:02d}.bmp")
+        if place in broken:
+            (tmp_path / "bitmaps" / f"{number:02d}.bmp").write_bytes(bytes(100))
+    sizes = {16: str(tmp_path / "16"), 8: str(tmp_path / "8")}
+    first = prepare_sizes(source_of(tmp_path / "bitmaps"), sizes, options=dataclasses.replace(SKIP, rows_per_shard=num_rows))
+    for path in (tmp_path / "bitmaps").iterdir():
+        path.touch()
+    assert prepare(source_of(tmp_path / "bitmaps"), sizes[8], image_size=8, options=SKIP) == first[8]
+    assert prepare_sizes(source_of(tmp_path / "bitmaps"), sizes, options=SKIP) == first
+    photo(77).resize((16, 16)).save(tmp_path / "bitmaps" / f"{order[11]:02d}.bmp")
+    with pytest.raises(UserError, match="files of its source were overwritten since it was made"):
+        prepare_sizes(source_of(tmp_path / "bitmaps"), sizes, options=SKIP)
+
+
+def test_what_an_earlier_release_made_from_an_unchanged_tar_is_found(tmp_path, capsys, monkeypatch):
+    """That release gave the tar another version, with the number of its disk and of the file on it."""
+    (tmp_path / "photos").mkdir()
+    for number in range(6):
+        photo(number).save(tmp_path / "photos" / f"{number}.png")
+    shutil.make_archive(str(tmp_path / "photos"), "tar", tmp_path / "photos")
+    source, options = source_of(tmp_path / "photos.tar"), Options(rows_per_shard=2)
+    made = []
+
+    def stop_after_one(function, jobs):
+        yield function(jobs[0])
+        raise KeyboardInterrupt
+
+    def note(function, jobs):
+        made.extend(job.number for job in jobs)
+        return map(function, jobs)
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr("training.data.sources.files.source_version", storage.version)
+        whole = prepare(source, str(tmp_path / "whole"), image_size=16, options=options)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, str(tmp_path / "half"), image_size=16, options=options, shard_map=stop_after_one)
+    assert prepare(source, str(tmp_path / "whole"), image_size=16, options=options) == whole
+    assert "read again" not in capsys.readouterr().out
+    assert prepare(source, str(tmp_path / "half"), image_size=16, options=options, shard_map=note) == whole
+    assert made == [1, 2]
 
 
 def test_a_data_set_without_the_versions_of_its_files_is_there_already(published, tmp_path, capsys):

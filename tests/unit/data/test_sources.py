@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import functools
 import gzip
@@ -6,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,6 +20,7 @@ import pytest
 import torchvision
 from PIL import Image
 
+from training import storage
 from training.config.errors import UserError
 from training.data.format.order import Purpose, permutation
 from training.data.images.decode import ImageError
@@ -26,7 +29,7 @@ from training.data.sources.catalog import SourceOptions, open_splits
 from training.data.sources.files import file_source
 from training.data.sources.labels import assign_labels
 from training.data.sources.published import digits
-from training.data.sources.source import RandomSplit, read_items
+from training.data.sources.source import RandomSplit, is_digest_of, items_digest, read_items
 from training.storage import StorageError
 
 
@@ -670,11 +673,87 @@ def test_ilsvrc2012_is_read_from_its_tar_of_tars_and_a_table(tmp_path):
     assert next(iter(contents(test)[0].values()))[0] == 1
 
 
-def test_lsun_is_read_from_its_lmdb(tmp_path):
-    for folder, seeds in (("bedroom_train_lmdb", range(5)), ("bedroom_val_lmdb", range(5, 7))):
-        with lmdb.open(str(tmp_path / folder), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
-            for seed in seeds:
+@pytest.mark.parametrize("prefix", ["", "./", "ILSVRC/"])
+def test_the_name_of_an_inner_tar_is_a_folder_in_the_folder_that_it_is_in(tmp_path, prefix):
+    files = {f"{prefix}{name}.tar": tar_bytes({"1.png": png(1)}) for name in ("n01", "n02")}
+    apple_double = b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(200)
+    uri = write_tar(tmp_path / "i.tar", {f"{prefix}._n01.tar": apple_double, **files})
+    listing = file_source(uri, name="x", split="train").listing()
+    below = "ILSVRC/" if prefix == "ILSVRC/" else ""
+    assert [item.key for item in listing.items] == [f"{below}n01/1.png", f"{below}n02/1.png"]
+    assert (listing.class_names, listing.others) == (("n01", "n02"), ())
+
+
+def test_inner_tars_of_both_splits_are_not_taken_for_one(tmp_path):
+    files = {f"{split}/{name}.tar": tar_bytes({f"{split}.png": png(1)}) for split in ("train", "val") for name in ("cat", "dog")}
+    with pytest.raises(UserError, match=r"contains training and test images \(train, val\)"):
+        open_splits(write_tar(tmp_path / "all.tar", files))["train"].listing()
+
+
+@pytest.mark.parametrize("form", ["zip", "tar", "pax"])
+def test_names_in_an_archive_are_the_same_whatever_the_locale_of_the_machine(tmp_path, form, monkeypatch):
+    path = tmp_path / ("i.zip" if form == "zip" else "i.tar")
+    keys = ["Käse/a.png", "猫/b.png"]
+    if form == "zip":
+        write_zip(path, {key: png(1) for key in keys})
+    else:
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT if form == "pax" else tarfile.GNU_FORMAT) as archive:
+            for key in keys:
+                archive.addfile(tarfile.TarInfo(key))
+    # What Python does in a locale of ISO-8859-1.
+    monkeypatch.setattr(tarfile.TarFile, "encoding", "iso-8859-1")
+    monkeypatch.setattr(os, "fsencode", lambda name: str(name).encode("iso-8859-1", "surrogateescape"))
+    assert [item.key for item in file_source(str(path), name="x", split="train").listing().items] == keys
+
+
+def write_lsun(root, **seeds):
+    for split, numbers in seeds.items():
+        with (
+            lmdb.open(str(root / f"bedroom_{split}_lmdb"), map_size=1 << 20) as environment,
+            environment.begin(write=True) as transaction,
+        ):
+            for seed in numbers:
                 transaction.put(hashlib.sha1(bytes([seed])).hexdigest().encode(), png(seed))
+
+
+def test_test_images_are_held_out_of_lsun_where_its_validation_split_is_not_there(tmp_path):
+    write_lsun(tmp_path, train=range(5))
+    assert set(open_splits(f"lsun-bedroom:{tmp_path}")) == {"train"}
+    splits = open_splits(f"lsun-bedroom:{tmp_path}", SourceOptions(num_test=2))
+    keys = {split: {item.key for item in source.listing().items} for split, source in splits.items()}
+    assert (len(keys["train"]), len(keys["test"]), len(keys["train"] | keys["test"])) == (3, 2, 5)
+    write_lsun(tmp_path, val=range(5, 7))
+    with pytest.raises(UserError, match="lsun-bedroom has its own test images"):
+        open_splits(f"lsun-bedroom:{tmp_path}", SourceOptions(num_test=2))
+
+
+@pytest.mark.parametrize("form", ["tar", "npz", "lmdb"])
+def test_a_file_of_many_images_is_another_where_it_was_written_and_not_where_its_disk_has_another_number(tmp_path, form):
+    if form == "tar":
+        file = Path(write_tar(tmp_path / "i.tar", FILES))
+        source = open_splits(str(file))["train"]
+    elif form == "npz":
+        file = tmp_path / "val_data.npz"
+        np.savez(file, data=np.zeros((2, 12288), np.uint8), labels=np.array([1, 2]))
+        source = open_splits(f"imagenet64-labelled:{tmp_path}")["test"]
+    else:
+        write_lsun(tmp_path, train=range(5))
+        file = tmp_path / "bedroom_train_lmdb" / "data.mdb"
+        source = open_splits(f"lsun-bedroom:{tmp_path}")["train"]
+    digest = items_digest(source.listing().items)
+    shutil.copy2(file, tmp_path / "copy")
+    (tmp_path / "copy").replace(file)  # the same content and times in another inode
+    items = source.listing().items
+    assert items_digest(items) == digest
+    earlier_release = items_digest(dataclasses.replace(item, version=storage.version(str(file))) for item in items)
+    os.utime(file, ns=(1, 1))
+    assert items_digest(source.listing().items) != digest
+    assert [is_digest_of(digest, items), is_digest_of(earlier_release, items)] == [True, True]
+    assert not is_digest_of(earlier_release, source.listing().items)
+
+
+def test_lsun_is_read_from_its_lmdb(tmp_path):
+    write_lsun(tmp_path, train=range(5), val=range(5, 7))
     splits = open_splits(f"lsun-bedroom:{tmp_path}")
     found, names = contents(splits["train"])
     assert names == ()
@@ -829,6 +908,9 @@ def test_options_that_a_source_can_not_take_are_refused(tmp_path):
         open_splits("digits", SourceOptions(labels="none"))
     with pytest.raises(UserError, match="digits has its own test images"):
         open_splits("digits", SourceOptions(num_test=5))
+    for seed in (-1, 2**64):
+        with pytest.raises(UserError, match=rf"^split_seed must be 0 to 18,446,744,073,709,551,615, got {seed:,}$"):
+            SourceOptions(split_seed=seed)
 
 
 def test_the_listing_of_a_changed_source_has_another_digest(tmp_path):

@@ -1,10 +1,12 @@
 import contextlib
 import errno
+import threading
 import time
 
 import pytest
 import torch
 
+from training import storage
 from training.config.errors import UserError
 from training.data.format import shards
 from training.data.format.order import BlockOrder, GlobalOrder, Purpose, permutation
@@ -107,7 +109,7 @@ def test_a_shard_that_goes_missing_while_streaming_is_named(data_uri, tmp_path):
 def test_a_shard_in_whose_place_is_a_shorter_one_is_named(data_uri, tmp_path):
     names = [tmp_path / "data" / f"shard-0000{number}.parquet" for number in (0, 3)]
     names[0].write_bytes(names[1].read_bytes())
-    with pytest.raises(UserError, match=r"shard-00000\.parquet: row group 0 has 147 rows instead of 150, .*; prepare the data set again"):
+    with pytest.raises(UserError, match=rf"shard-00000\.parquet: row group 0 has 147 rows instead of 150, .*; delete {data_uri} and"):
         list(iterate(data_uri, 64))
 
 
@@ -137,6 +139,41 @@ def test_a_storage_that_is_away_is_waited_for_no_longer_than_the_job_allows(data
     with pytest.raises(StorageError, match="no answer"):
         loader.batch(0)
     assert time.monotonic() - started < 60
+
+
+def test_a_batch_that_fails_has_waited_for_its_own_budget_alone_and_leaves_no_group_to_be_fetched(data_uri, tmp_path, monkeypatch):
+    loader = Loader(data_uri, seed=6, global_batch_size=64, cache_dir=tmp_path / "cache", disk_budget_bytes=BUDGET, retry_seconds=100)
+    read_row_group, main = row_groups.read_row_group, threading.current_thread()
+    is_away, has_begun, is_over = threading.Event(), threading.Event(), threading.Event()
+    ahead, waited = [], []
+
+    def read(*arguments):
+        if threading.current_thread() is main and not is_away.is_set():
+            return read_row_group(*arguments)
+        if threading.current_thread() is not main:
+            ahead.append(arguments)
+            has_begun.set()
+            is_over.wait(5)  # so that the other groups of the next block stay queued; a batch of this seed needs one of them first
+        raise StorageError("no answer", transient=True)
+
+    def retry(action, *, seconds):
+        try:
+            return action()
+        except StorageError:
+            waited.append(seconds)
+            raise
+
+    monkeypatch.setattr(row_groups, "read_row_group", read)
+    monkeypatch.setattr(storage, "retry", retry)
+    loader.batch(0)
+    has_begun.wait()
+    is_away.set()
+    with pytest.raises(StorageError, match="no answer"):
+        list(map(loader.batch, range(1, 24)))
+    is_over.set()
+    loader._store._pool.shutdown()
+    assert len(ahead) == 1
+    assert sum(waited) == 100
 
 
 def test_a_budget_smaller_than_the_blocks_is_refused(data_uri, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import subprocess
 import sys
@@ -53,6 +54,12 @@ def test_what_was_stored_before_a_process_was_killed_is_there_up_to_the_last_who
         file.write("ESS_KEY=abcdef\nlast")
     upload.finish()
     assert _lines(tmp_path) == ["first", "second", "AWS_SECRET_ACCESS_KEY=***", "last"]
+
+
+def test_parts_are_in_the_order_of_their_numbers_also_beyond_three_digits(tmp_path):
+    for number in (1000, 0, 999, 1001, 998):
+        storage.write_bytes(f"{tmp_path}/logs/train/20261126T190501-rank-1.out.{number:03d}.gz", gzip.compress(f"{number}\n".encode()))
+    assert _lines(tmp_path) == ["0", "998", "999", "1000", "1001"]
 
 
 def test_a_long_log_keeps_its_first_part_and_the_last_ones(tmp_path, monkeypatch):

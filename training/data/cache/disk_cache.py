@@ -12,6 +12,7 @@ import errno
 import fcntl
 import fnmatch
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -29,6 +30,8 @@ _CACHE_REMEDY = "choose a cache directory, or point TMPDIR to one, in which this
 _LOCK = ".lock"
 _PARTIAL = ".partial"
 _EVICTION_LOCK = "room.lock"
+_NAME = re.compile(r"(archive-)?[0-9a-f]{32}(\.stream)?|group-\d{6,}\.npy")
+"""The names of entries. A user may choose a directory in which other files and other locks are too."""
 
 
 def default_cache_dir() -> Path:
@@ -42,7 +45,7 @@ def file_lock(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with explain_disk_errors(path.parent, _CACHE_REMEDY):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("w"))
+            file = stack.enter_context(path.open("w", encoding="utf-8"))
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -59,7 +62,7 @@ def get_or_make(path: Path, make: Callable[[Path], None], *, is_intact: Callable
     """Return the entry `path`, made by `make` unless it exists already.
 
     Args:
-        path: The entry; entries of one name always have the same content.
+        path: The entry, which is evicted only if its name is one of `_NAME`; entries of one name always have the same content.
         make: Makes the entry at the path that it receives, while no other process makes or uses it; after a failure the path is removed.
         is_intact: Checks an existing entry; a damaged one, for instance after a crash of the machine, is made again.
 
@@ -109,7 +112,7 @@ def reserve(directory: Path, num_bytes: int, budget_bytes: int | None = None, *,
     """
     with file_lock(directory / _EVICTION_LOCK):
         for entry in sorted(_entries(directory), key=_last_use):
-            fits_budget = budget_bytes is None or num_bytes + size_on_disk(directory) <= budget_bytes
+            fits_budget = budget_bytes is None or num_bytes + _size_of_entries(directory) <= budget_bytes
             if fits_budget and num_bytes <= shutil.disk_usage(directory).free:
                 break
             _evict_unused(entry)
@@ -148,11 +151,16 @@ def size_on_disk(path: Path, pattern: str = "*") -> int:
 
 def _entries(directory: Path) -> list[Path]:
     paths = (path.with_name(path.name.removesuffix(_LOCK)) for path in directory.iterdir() if path.name.endswith(_LOCK))
-    return [path for path in paths if path.exists() or _sibling(path, _PARTIAL).exists()]
+    return [path for path in paths if _NAME.fullmatch(path.name) and (path.exists() or _sibling(path, _PARTIAL).exists())]
+
+
+def _size_of_entries(directory: Path) -> int:
+    """Return the bytes of all entries, and of incomplete ones, which have more after their names, or a dot before."""
+    return sum(size_on_disk(path) for path in directory.iterdir() if _NAME.match(path.name.removeprefix(".")))
 
 
 def _evict_unused(path: Path) -> None:
-    with _sibling(path, _LOCK).open("w") as lock:
+    with _sibling(path, _LOCK).open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

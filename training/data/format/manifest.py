@@ -116,6 +116,11 @@ def manifest_digest(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+def make_again(dataset_uri: str) -> str:
+    """Return the remedy for a damaged data set; it must be deleted, as a preparation leaves a finished data set as it is."""
+    return f"delete {dataset_uri} and prepare the data set again"
+
+
 def read_manifest(dataset_uri: str) -> Manifest:
     """Read the manifest of a complete data set; refuse another directory, a damaged file, and another schema version."""
     uri = storage.join(dataset_uri, MANIFEST)
@@ -127,12 +132,12 @@ def read_manifest(dataset_uri: str) -> Manifest:
         if found:
             raise UserError(f"{dataset_uri}: contains the splits of a data set; name one of them: {' or '.join(found)}") from error
         raise UserError(f"{dataset_uri}: there is no data set ({MANIFEST} is missing); prepare one with `iddpm preprocess`") from error
-    return _parse_manifest(text, uri)
+    return _parse_manifest(text, uri, make_again(dataset_uri))
 
 
-def _parse_manifest(text: bytes, uri: str) -> Manifest:
+def _parse_manifest(text: bytes, uri: str, remedy: str) -> Manifest:
     def damaged(reason: str) -> UserError:
-        return UserError(f"{uri}: {reason}; the manifest is damaged, prepare the data set again")
+        return UserError(f"{uri}: {reason}; the manifest is damaged, so {remedy}")
 
     try:
         value = json.loads(text)
@@ -140,7 +145,7 @@ def _parse_manifest(text: bytes, uri: str) -> Manifest:
         raise damaged(f"is not JSON ({error})") from error
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
-        raise UserError(f"{uri}: schema version {version!r}, but this program reads {SCHEMA_VERSION}; prepare the data set again")
+        raise UserError(f"{uri}: schema version {version!r}, but this program reads {SCHEMA_VERSION}; {remedy}")
     try:
         manifest: Manifest = validate(Manifest, value)
     except UserError as error:

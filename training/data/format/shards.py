@@ -15,7 +15,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.config.errors import UserError
 from training.data.format.manifest import Images, Manifest, Shard
 
 ROW_GROUP_ROWS = 1024
@@ -122,15 +121,13 @@ def read_row_groups(file: pq.ParquetFile, image_shape: Sequence[int]) -> Iterato
 
 
 def decode_row_group(table: pa.Table, image_shape: Sequence[int]) -> Rows:
-    """Return the rows of a table, without copying the pixels; raise UserError if the images have another shape."""
+    """Return the rows of a table, without copying the pixels; raise `pa.ArrowInvalid` if the images have another shape."""
     column = table.column("image").combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)
     width = int(np.prod(image_shape))
     if column.type.byte_width != width:
-        raise UserError(
-            f"a row has {column.type.byte_width} bytes, but images of {tuple(image_shape)} have {width}; prepare the data again"
-        )
+        raise pa.ArrowInvalid(f"a row has {column.type.byte_width} bytes, but images of {tuple(image_shape)} have {width}")
     start = column.offset * width
     pixels = np.frombuffer(column.buffers()[1], dtype=np.uint8)[start : start + len(column) * width]
     return (

@@ -40,7 +40,7 @@ _WHITE_IS_ZERO = 0
 _PNG_DEPTH = 24  # place of the number of bits in the header that every PNG begins with
 _JPEG_END = b"\xff\xd9"  # never part of the compressed pixels
 
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error)
+_DAMAGE = (OSError, SyntaxError, ValueError, OverflowError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error)
 """The errors of Pillow's readers about a file that is not as its format says."""
 
 
@@ -87,6 +87,8 @@ def load(image: Image.Image) -> Image.Image:
         raise ImageError(f"has {image.mode!r} pixels (floating point or 32 bits), whose white is not known; convert it to 8 or 16 bits")
     if image.mode == "I;16" and image.format == "TIFF":
         return _tiff_in_sixteen_bits(image)
+    if image.mode == "La":
+        return image.convert("LA")  # Pillow converts it to no other mode
     # Pillow resizes big-endian pixels byte by byte, without a warning.
     return image.convert("I") if image.mode == "I;16B" else image
 
@@ -140,7 +142,7 @@ def to_pixels(image: Image.Image, channels: int) -> Images:
     mode = "L" if channels == 1 else "RGB"
     if image.mode == "LAB":
         image = image.convert("RGB")  # Pillow converts it to no other mode
-    converted = image if image.mode == mode else image.convert(mode)
+    converted = _convert(image, mode)
     return np.asarray(converted).reshape(converted.height, converted.width, channels)
 
 
@@ -155,8 +157,15 @@ def _compose(image: Image.Image, background: str) -> Image.Image:
         return image
     level = _BACKGROUND_LEVELS[background]
     composed = Image.new("RGBA", image.size, (level, level, level, 255))
-    composed.alpha_composite(image.convert("RGBA"))
+    composed.alpha_composite(_convert(image, "RGBA"))
     return composed
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    try:
+        return image if image.mode == mode else image.convert(mode)
+    except ValueError as error:
+        raise ImageError(f"has {image.mode!r} pixels, which can't be converted to {mode!r} ({error}); save it as RGB") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training import storage
 from training.config.errors import UserError
 from training.console import format_bytes
-from training.data.format.manifest import Manifest, Shard, read_manifest
+from training.data.format.manifest import Manifest, Shard, make_again, read_manifest
 from training.data.format.shards import RowsDigest, read_row_groups
 from training.data.loading.staging import local_shard
 
@@ -48,17 +48,20 @@ def verify(dataset_uri: str) -> Manifest:
     manifest = read_manifest(dataset_uri)
     counts = np.zeros(manifest.num_classes, dtype=np.int64)
     faults: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="iddpm-verify-") as directory:
+    remedy = make_again(dataset_uri)
+    with storage.scratch_directory("verify") as directory:
         for shard in manifest.shards:
             try:
-                with local_shard(dataset_uri, shard, Path(directory)) as path:
+                with local_shard(dataset_uri, shard, directory) as path:
                     counts += _verify_rows(path, shard, manifest)
-            except (UserError, pa.ArrowException) as error:
-                faults.append(str(error))
+            except pa.ArrowException as error:
+                faults.append(f"{storage.join(dataset_uri, shard.file)}: is not a shard ({error})")
+            except UserError as error:
+                faults.append(str(error).removesuffix(f"; {remedy}"))  # it is told once, for all shards
     if not faults and tuple(counts.tolist()) != manifest.class_counts:
-        faults.append(f"{dataset_uri}: the labels of the rows differ from the manifest's counts; prepare the data set again")
+        faults.append(f"{dataset_uri}: the labels of the rows differ from the manifest's counts")
     if faults:
-        raise UserError("; ".join(faults))
+        raise UserError(f"{'; '.join(faults)}; {remedy}")
     return manifest
 
 
@@ -77,9 +80,9 @@ def _verify_rows(path: Path, shard: Shard, manifest: Manifest) -> npt.NDArray[np
             for image, label, source in zip(images, labels.tolist(), sources, strict=True):
                 digest.update(image.tobytes(), label, source)
             if labels.size and not (labels.min() >= -1 and labels.max() < manifest.num_classes):
-                raise UserError(f"{shard.file}: has labels outside of 0..{manifest.num_classes - 1}; prepare the data set again")
+                raise UserError(f"{shard.file}: has labels outside of 0..{manifest.num_classes - 1}")
             counts += np.bincount(labels[labels >= 0], minlength=manifest.num_classes)
             num_rows += len(labels)
     if num_rows != shard.num_rows or digest.hexdigest() != shard.rows_sha256:
-        raise UserError(f"{shard.file}: its rows differ from the manifest; prepare the data set again")
+        raise UserError(f"{shard.file}: its rows differ from the manifest")
     return counts

@@ -60,7 +60,7 @@ class Loader:
             raise UserError(f"global_batch_size must be at least 1, got {global_batch_size}")
         self.manifest: Manifest = read_manifest(dataset_uri)
         self.global_batch_size = global_batch_size
-        cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        cache = storage.local_path(str(cache_dir)).expanduser() if cache_dir is not None else default_cache_dir()
         self._order: GlobalOrder | BlockOrder
         self._store: StagedRows | StreamedRows
         self._resident: tuple[Tensor, Tensor] | None = None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from training import storage
 from training.config.errors import UserError, lines_of
-from training.data.format.manifest import Images, Manifest, Shard, read_manifest
+from training.data.format.manifest import Images, Manifest, Shard, make_again, read_manifest
 from training.data.format.shards import ROW_GROUP_ROWS, Rows, decode_row_group, row_group_sizes
 
 _GROUPS_IN_MEMORY = 2
@@ -37,38 +37,35 @@ def read_row_group(dataset_uri: str, manifest: Manifest, shard: Shard, number: i
         with storage.open_seekable(uri) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
             return decode_row_group(file.read_row_group(number), manifest.image_shape)
     except storage.ObjectNotFoundError as error:
-        raise UserError(f"{uri}: the shard is missing, but the manifest lists it; prepare the data set again") from error
+        raise UserError(f"{uri}: the shard is missing, but the manifest lists it; {make_again(dataset_uri)}") from error
     except storage.StorageError:
         raise
     except (OSError, pa.ArrowException) as error:
         reason = lines_of(error)[0]
         raise UserError(
-            f"{uri}: row group {number} can't be read, so the shard is damaged ({reason}); prepare the data set again"
+            f"{uri}: row group {number} can't be read, so the shard is damaged ({reason}); {make_again(dataset_uri)}"
         ) from error
 
 
 class RowGroups:
     """The row groups of a data set, numbered over all shards."""
 
-    def __init__(self, dataset_uri: str, manifest: Manifest, *, retry_seconds: float = storage.OUTAGE_SECONDS) -> None:
+    def __init__(self, dataset_uri: str, manifest: Manifest) -> None:
         self.manifest = manifest
-        self._retry_seconds = retry_seconds
         self.sizes = row_group_sizes(manifest)
         self._dataset_uri = dataset_uri
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
         self._positions = [(shard, group) for shard in manifest.shards for group in range(-(-shard.num_rows // ROW_GROUP_ROWS))]
 
-    def read(self, group: int) -> npt.NDArray[np.void]:
+    def read(self, group: int, retry_seconds: float = storage.OUTAGE_SECONDS) -> npt.NDArray[np.void]:
         """Read a row group as records of `image` (uint8 `[channels, height, width]`) and `label` (int64), with retries."""
         shard, number = self._positions[group]
-        images, labels, _ = storage.retry(
-            lambda: read_row_group(self._dataset_uri, self.manifest, shard, number), seconds=self._retry_seconds
-        )
+        images, labels, _ = storage.retry(lambda: read_row_group(self._dataset_uri, self.manifest, shard, number), seconds=retry_seconds)
         if len(labels) != self.sizes[group]:
             uri = storage.join(self._dataset_uri, shard.file)
             raise UserError(
                 f"{uri}: row group {number} has {len(labels):,} rows instead of {self.sizes[group]:,}, so the file is not the shard that "
-                "the manifest lists; prepare the data set again"
+                f"the manifest lists; {make_again(self._dataset_uri)}"
             )
         height, width, channels = self.manifest.image_shape
         rows = np.empty(len(labels), dtype=[("image", np.uint8, (channels, height, width)), ("label", np.int64)])

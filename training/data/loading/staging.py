@@ -18,7 +18,7 @@ from training import storage
 from training.config.errors import UserError
 from training.console import format_bytes, say
 from training.data.cache.disk_cache import STAGING_REMEDY, explain_disk_errors, get_or_make, reserve
-from training.data.format.manifest import Images, Manifest, Shard
+from training.data.format.manifest import Images, Manifest, Shard, make_again
 from training.data.format.shards import file_sha256, read_row_groups
 
 _DOWNLOADS = 4
@@ -60,12 +60,12 @@ def local_shard(dataset_uri: str, shard: Shard, directory: Path) -> Iterator[Pat
             path = storage.download(uri, copy, num_bytes=shard.num_bytes) if is_in_s3 else stack.enter_context(storage.open_local(uri))
             found = path.stat().st_size
             if found != shard.num_bytes:
-                raise UserError(f"{uri}: has {found:,} bytes, the manifest says {shard.num_bytes:,}; prepare the data set again")
+                raise UserError(f"{uri}: has {found:,} bytes, the manifest says {shard.num_bytes:,}; {make_again(dataset_uri)}")
             if file_sha256(path) != shard.sha256:
-                raise UserError(f"{uri}: its sha256 is not the manifest's, so it was damaged; prepare the data set again")
+                raise UserError(f"{uri}: its sha256 is not the manifest's, so it was damaged; {make_again(dataset_uri)}")
             yield path
     except storage.ObjectNotFoundError as error:
-        raise UserError(f"{uri}: the shard is missing, but the manifest lists it; prepare the data set again") from error
+        raise UserError(f"{uri}: the shard is missing, but the manifest lists it; {make_again(dataset_uri)}") from error
     finally:
         copy.unlink(missing_ok=True)
 
@@ -115,13 +115,13 @@ def _fill(dataset_uri: str, manifest: Manifest, partial: Path, images: np.memmap
         try:
             with local_shard(dataset_uri, shard, partial) as path, pq.ParquetFile(path, memory_map=True) as file:
                 if file.metadata.num_rows != shard.num_rows:
-                    raise UserError(f"{uri}: has {file.metadata.num_rows:,} rows, not {shard.num_rows:,}; prepare the data set again")
+                    raise UserError(f"{uri}: has {file.metadata.num_rows:,} rows, not {shard.num_rows:,}; {make_again(dataset_uri)}")
                 for pixels, group_labels, _ in read_row_groups(file, manifest.image_shape):
                     images[row : row + len(pixels)] = pixels.transpose(0, 3, 1, 2)
                     labels[row : row + len(pixels)] = group_labels
                     row += len(pixels)
         except pa.ArrowException as error:
-            raise UserError(f"{uri}: is not a shard ({error}); prepare the data set again") from error
+            raise UserError(f"{uri}: is not a shard ({error}); {make_again(dataset_uri)}") from error
 
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
         for _ in pool.map(fetch, range(len(manifest.shards))):

@@ -38,7 +38,8 @@ class StreamedRows:
         Raises:
             UserError: The budget is smaller than the row groups that the order needs at once, or the disk is smaller than the budget.
         """
-        self._groups = RowGroups(dataset_uri, manifest, retry_seconds=retry_seconds / 2)  # a group may be fetched ahead in vain, and again
+        self._groups = RowGroups(dataset_uri, manifest)
+        self._retry_seconds = retry_seconds
         self._directory = cache_dir / f"{manifest.content_digest[:32]}.stream"
         self._budget = disk_budget_bytes
         sizes = self._groups.sizes
@@ -53,27 +54,33 @@ class StreamedRows:
         self._prefetched: dict[int, Future[Any]] = {}
 
     def prefetch(self, groups: Iterable[int]) -> None:
-        """Start to fetch row groups in the background."""
+        """Start to fetch row groups in the background, each by one attempt; the batch that needs it repeats one that failed."""
         for group in map(int, groups):
             if group not in self._prefetched:
-                self._prefetched[group] = self._pool.submit(lambda number: self._fetch(number).release(), group)
+                self._prefetched[group] = self._pool.submit(lambda number: self._fetch(number, 0).release(), group)
 
     def gather(self, rows: npt.NDArray[np.int64]) -> tuple[Images, npt.NDArray[np.int64]]:
         """Return copies of these rows' images `[rows, channels, height, width]` and labels."""
-        return self._groups.gather(rows, self._load)
+        try:
+            return self._groups.gather(rows, self._load)
+        except BaseException:
+            for started in self._prefetched.values():
+                started.cancel()  # or the process would fetch them before it can end
+            self._prefetched.clear()
+            raise
 
     def _load(self, group: int) -> npt.NDArray[np.void]:
         started = self._prefetched.pop(group, None)
-        if started is not None:
+        if started is not None and not started.cancel():
             wait([started])  # a failure is raised by the fetch below, unless its cause is gone
-        entry = self._fetch(group)
+        entry = self._fetch(group, self._retry_seconds)
         loaded: npt.NDArray[np.void] = np.load(entry.path, mmap_mode="r")
         entry.release()  # another process may delete the file now; the mapping stays valid
         return loaded
 
-    def _fetch(self, group: int) -> CacheEntry:
+    def _fetch(self, group: int, retry_seconds: float) -> CacheEntry:
         def make(partial: Path) -> None:
-            rows = self._groups.read(group)
+            rows = self._groups.read(group, retry_seconds)
             with (
                 explain_disk_errors(f"{self._directory}: staging {format_bytes(rows.nbytes)} of data", STAGING_REMEDY),
                 reserve(self._directory, rows.nbytes + _HEADER_BYTES, self._budget),

@@ -19,7 +19,7 @@ from typing import Any
 from training import storage
 from training.config.errors import UserError
 from training.console import format_bytes, format_rate, format_remaining, say
-from training.data.format.manifest import MANIFEST, SCHEMA_VERSION, Manifest, UnreadableImage, manifest_digest, read_manifest
+from training.data.format.manifest import MANIFEST, SCHEMA_VERSION, Manifest, UnreadableImage, make_again, manifest_digest, read_manifest
 from training.data.format.order import Purpose, permutation
 from training.data.format.shards import rows_per_shard
 from training.data.preparation.options import Options
@@ -33,7 +33,7 @@ from training.data.preparation.shard_job import (
     read_record,
     too_many_errors,
 )
-from training.data.sources.source import Item, Listing, Source, items_digest
+from training.data.sources.source import Item, Listing, Source, is_digest_of, items_digest
 
 _Result = tuple[int, dict[int, ShardRecord]]
 
@@ -82,19 +82,20 @@ def prepare_sizes(
             say(f"{source.address}: {sentence}")
     plan = _plan(source, listing, dataset_uris, options)
     manifests: dict[int, Manifest] = {}
-    unfinished: list[Target] = []
+    unfinished: dict[int, list[Target]] = {}
     for target in plan.targets:
         found = _find_published(target, plan)
-        if found is not None and found.source_sha256 in ("", plan.source_sha256):
+        if found is not None and plan.has_files_of(found):
             left_out = f"; {len(found.errors):,} could not be used when they were prepared" if found.errors else ""
             say(f"{target.dataset_uri}: {found.num_images:,} images are there already{left_out}")
             manifests[target.image_size] = found
             continue
         if found is not None:
             say(f"{target.dataset_uri}: files of the source were written since it was made, so they are read again and compared")
-        unfinished.append(target)
-    if unfinished:
-        manifests |= _make(source, dataclasses.replace(plan, targets=tuple(unfinished)), options, shard_map)
+        rows = plan.rows_per_shard if found is None else _rows_per_shard(found, plan)
+        unfinished.setdefault(rows, []).append(dataclasses.replace(target, rows_per_shard=rows))
+    for rows, targets in unfinished.items():
+        manifests |= _make(source, dataclasses.replace(plan, targets=tuple(targets), rows_per_shard=rows), options, shard_map)
     return {size: manifests[size] for size in dataset_uris}
 
 
@@ -114,6 +115,10 @@ class _Plan:
     def items(self, number: int) -> list[Item]:
         rows = self.order[number * self.rows_per_shard : (number + 1) * self.rows_per_shard]
         return [self.listing.items[row] for row in rows]
+
+    def has_files_of(self, manifest: Manifest) -> bool:
+        """Return True where no file was written since the data set was made; one of an early release does not tell."""
+        return manifest.source_sha256 in ("", self.source_sha256) or is_digest_of(manifest.source_sha256, self.listing.items)
 
 
 def check_listing(source: Source, listing: Listing, num_classes: int | None = None) -> None:
@@ -172,7 +177,7 @@ def _plan(source: Source, listing: Listing, dataset_uris: Mapping[int, str], opt
 
 
 def _find_published(target: Target, plan: _Plan) -> Manifest | None:
-    """Return the manifest of the complete data set of this plan, or None."""
+    """Return the manifest of the complete data set of this plan, or None; refuse one of which a shard is missing or has another size."""
     if not storage.exists(storage.join(target.dataset_uri, MANIFEST)):
         return None
     manifest = read_manifest(target.dataset_uri)
@@ -186,7 +191,28 @@ def _find_published(target: Target, plan: _Plan) -> Manifest | None:
             f"{target.dataset_uri}: already contains another data set ({', '.join(differences) or 'of other source files or options'}); "
             "choose another directory (data_uri) or name (data.name), or delete that one"
         )
+    num_bytes = {stored.uri: stored.num_bytes for stored in storage.list_objects(target.dataset_uri)}
+    for shard in manifest.shards:
+        uri = storage.join(target.dataset_uri, shard.file)
+        if num_bytes.get(uri) != shard.num_bytes:
+            fault = f"has {num_bytes[uri]:,} bytes, the manifest says {shard.num_bytes:,}" if uri in num_bytes else "the shard is missing"
+            raise UserError(f"{uri}: {fault}; {make_again(target.dataset_uri)}")
     return manifest
+
+
+def _rows_per_shard(manifest: Manifest, plan: _Plan) -> int:
+    """Return the division into shards of a published data set, which may be another than the plan's.
+
+    A shard has fewer rows where images were left out of it, so the division is the one that gives every shard its number of rows.
+    """
+    num_rows = [shard.num_rows for shard in manifest.shards]
+    left_out = {error.source for error in manifest.errors}
+    is_used = [plan.listing.items[row].key not in left_out for row in plan.order]
+    for rows in range(max(num_rows), max(num_rows) + len(left_out) + 1):
+        divided = [sum(is_used[first : first + rows]) for first in range(0, len(is_used), rows)]
+        if [number for number in divided if number] == num_rows:
+            return rows
+    return plan.rows_per_shard
 
 
 def _make(source: Source, plan: _Plan, options: Options, shard_map: ShardMap) -> dict[int, Manifest]:
@@ -253,7 +279,7 @@ def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Man
 
 def _compare(target: Target, plan: _Plan, records: Sequence[ShardRecord], found: Manifest) -> Manifest:
     """Return the published manifest; where source files were written since, first compare its rows with the new ones."""
-    if found.source_sha256 not in ("", plan.source_sha256):
+    if not plan.has_files_of(found):
         if [record.shard.rows_sha256 for record in records if record.shard.num_rows] != [shard.rows_sha256 for shard in found.shards]:
             raise UserError(
                 f"{target.dataset_uri}: files of its source were overwritten since it was made, and its shards differ from theirs; "

@@ -23,7 +23,7 @@ from training.data.format.shards import ShardWriter
 from training.data.images.decode import ImageError
 from training.data.images.resize import prepare_image
 from training.data.preparation.options import Options
-from training.data.sources.source import Item, Source, items_digest, read_items
+from training.data.sources.source import Item, Source, is_digest_of, items_digest, read_items
 
 PARTIAL = "_partial"
 """Directory below an unfinished data set, with a record of each finished shard."""
@@ -87,8 +87,8 @@ def read_record(target: Target, number: int, items: Sequence[Item]) -> ShardReco
 
     try:
         record: ShardRecord = adapter(ShardRecord).validate_json(storage.read_bytes(_record_uri(target, number)))
-        expected = (target.plan_sha256, target.rows_per_shard, items_digest(items))
-        if (record.plan_sha256, record.rows_per_shard, record.source_sha256) != expected:
+        is_of_plan = (record.plan_sha256, record.rows_per_shard) == (target.plan_sha256, target.rows_per_shard)
+        if not (is_of_plan and is_digest_of(record.source_sha256, items)):
             return None
         stored_bytes = storage.size(storage.join(target.dataset_uri, record.shard.file))
     except (storage.ObjectNotFoundError, ValidationError):

@@ -44,6 +44,8 @@ class SourceOptions:
     def __post_init__(self) -> None:
         if self.num_test < 0:
             raise UserError(f"num-test must be 0 or more, got {self.num_test}")
+        if not 0 <= self.split_seed < 2**64:
+            raise UserError(f"split_seed must be 0 to {2**64 - 1:,}, got {self.split_seed:,}")
 
 
 def open_splits(address: str, options: SourceOptions | None = None) -> dict[str, Source]:
@@ -74,7 +76,7 @@ def open_splits(address: str, options: SourceOptions | None = None) -> dict[str,
         raise UserError(f"{name} has its own test images; leave num_test at 0")
     if name == "imagenet":
         splits = {split: ilsvrc2012(folder, split, labels=options.labels) for split in splits}
-    return splits
+    return splits if "test" in splits else _hold_out(splits["train"], options)
 
 
 def list_splits(splits: Mapping[str, Source]) -> dict[str, Listing]:
@@ -147,7 +149,10 @@ def _file_splits(address: str, options: SourceOptions) -> dict[str, Source]:
             split: file_source(storage.join(address, folder), name=options.name, split=split, labels=options.labels)
             for split, folder in (("train", "train"), ("test", test_folder))
         }
-    whole = file_source(address, name=options.name, split="train", labels=options.labels)
+    return _hold_out(file_source(address, name=options.name, split="train", labels=options.labels), options)
+
+
+def _hold_out(whole: Source, options: SourceOptions) -> dict[str, Source]:
     if not options.num_test:
         return {"train": whole}
     return {split: RandomSplit(whole, split=split, num_test=options.num_test, seed=options.split_seed) for split in ("train", "test")}

@@ -21,7 +21,7 @@ from training.config.errors import UserError
 from training.data.cache.archives import local_archive
 from training.data.images.decode import ImageError
 from training.data.sources.labels import assign_labels, images_beside_folders, outer_folders
-from training.data.sources.source import Item, Listing, Reader, Source
+from training.data.sources.source import Item, Listing, Reader, Source, source_version
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
 """Suffixes of image files; other files in a folder or archive are ignored."""
@@ -46,12 +46,13 @@ _ZIP_DAMAGE = (ValueError, IndexError, OverflowError, struct.error)
 
 
 class FileEntry(NamedTuple):
-    """A file of a source: name, size, argument for the reader, and a version that changes when the file is overwritten."""
+    """A file of a source: the fields of an `Item` but its label."""
 
     key: str
     num_bytes: int
     locator: Any
     version: str
+    earlier_version: str = ""
 
 
 class FileSource(Source):
@@ -127,7 +128,7 @@ class FolderSource(FileSource):
         """Walk the folder."""
         root = Path(self.uri)
         for path in paths_below(root, _refuse):
-            key = _escaped(path.relative_to(root).as_posix())
+            key = _escaped(os.fsencode(path.relative_to(root).as_posix()))
             try:
                 status = path.stat()
             except OSError:  # a broken link; if it is an image, reading it raises the error
@@ -223,11 +224,11 @@ class TarSource(FileSource):
 
     def find(self) -> Iterator[FileEntry]:
         """Read only the headers, including those of inner tars."""
-        version = storage.version(self.uri)  # a header contains no checksum of the content
+        versions = source_version(self.uri), storage.version(self.uri)  # a header contains no checksum of the content
         try:
-            with local_archive(self.uri) as path, tarfile.open(path, "r:") as archive:
+            with local_archive(self.uri) as path, tarfile.open(path, "r:", encoding="utf-8") as archive:
                 for key, place in self._members(archive, "", 0):
-                    yield FileEntry(key, place[1] if place else 0, place, version)
+                    yield FileEntry(key, place[1] if place else 0, place, *versions)
         except (tarfile.TarError, EOFError) as error:
             raise UserError(f"{self.uri}: is not a whole tar file ({error}); copy it again") from error
 
@@ -244,10 +245,10 @@ class TarSource(FileSource):
                 links[key] = _member_key(member.linkname)
             elif member.issym():
                 links[key] = _member_key(posixpath.normpath(posixpath.join(posixpath.dirname(key), member.linkname)))
-            elif member.isfile() and key.endswith(".tar"):
+            elif member.isfile() and key.endswith(".tar") and not _is_hidden(key):
                 inside = archive.extractfile(member)
-                with tarfile.open(fileobj=inside, mode="r:") as inner:
-                    yield from self._members(inner, f"{folder}{PurePosixPath(key).stem}/", base + member.offset_data)
+                with tarfile.open(fileobj=inside, mode="r:", encoding="utf-8") as inner:
+                    yield from self._members(inner, f"{folder}{key.removesuffix('.tar')}/", base + member.offset_data)
             elif member.isfile():
                 places[key] = base + member.offset_data, member.size
                 yield folder + key, places[key]
@@ -314,12 +315,13 @@ def _is_loop(folder: Path, root: Path) -> bool:
 
 def _member_key(name: str) -> str:
     """Return the name under which a member of an archive is unpacked, below the folder it is unpacked to."""
-    return _escaped("/".join(part for part in name.split("/") if part not in ("", ".", "..")))
+    name = "/".join(part for part in name.split("/") if part not in ("", ".", ".."))
+    return _escaped(name.encode("utf-8", "surrogateescape"))  # not as this machine's locale encodes it
 
 
-def _escaped(name: str) -> str:
+def _escaped(name: bytes) -> str:
     """Return a file name with the bytes that are not UTF-8 as backslash and number."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _read_part(file: IO[bytes], place: tuple[int, int] | None) -> bytes:

@@ -24,7 +24,7 @@ from training.data.cache.disk_cache import default_cache_dir, file_lock
 from training.data.format.manifest import Images
 from training.data.format.shards import UNLABELLED
 from training.data.sources.files import FileSource, file_source
-from training.data.sources.source import ArraySource, Item, Listing, RandomSplit, Reader, Source
+from training.data.sources.source import ArraySource, Item, Listing, RandomSplit, Reader, Source, source_version
 
 DIGITS_NUM_TEST = 300
 _FEW_DIGITS_NUM_TEST = 1597
@@ -216,9 +216,10 @@ class LabelledImageNet64(Source):
                 raise UserError(f"{path}: data is {rows.dtype} {rows.shape} with {len(labels)} labels; it should be uint8 [rows, 12288]")
             if len(labels) and not (labels.min() >= 1 and labels.max() <= 1000):
                 raise UserError(f"{path}: labels run from {labels.min()} to {labels.max()}; they should be in 1..1000")
-            version = storage.version(str(path))
+            versions = source_version(str(path)), storage.version(str(path))
             items += [
-                Item(f"{path.stem}/{row:06d}", int(label) - 1, rows.shape[1], (path.name, row), version) for row, label in enumerate(labels)
+                Item(f"{path.stem}/{row:06d}", int(label) - 1, rows.shape[1], (path.name, row), *versions)
+                for row, label in enumerate(labels)
             ]
         return Listing(items, tuple(f"{label:04d}" for label in range(1, 1001)))
 
@@ -249,8 +250,9 @@ class Lsun(Source):
         """List every key."""
         with self._transaction() as transaction:
             keys = list(transaction.cursor().iternext(keys=True, values=False))
-        version = storage.version(str(Path(self.directory) / "data.mdb"))
-        return Listing([Item(key.decode("utf-8", "backslashreplace"), UNLABELLED, 0, key, version) for key in keys], ())
+        file = str(Path(self.directory) / "data.mdb")
+        versions = source_version(file), storage.version(file)
+        return Listing([Item(key.decode("utf-8", "backslashreplace"), UNLABELLED, 0, key, *versions) for key in keys], ())
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:

@@ -7,6 +7,7 @@ plans the work, and each job carries its own part of it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -19,12 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from training import storage
 from training.config.errors import UserError
 from training.console import format_bytes
 from training.data.format.manifest import Images
 from training.data.format.order import Purpose, permutation
 from training.data.images.decode import ImageError
 from training.data.images.limits import MAX_PIXELS
+from training.storage.errors import explain_disk_errors
 
 Reader = Callable[[Any], "bytes | Images"]
 """Maps an item's locator to the bytes of an image file, or to pixels `[height, width, channels]` where they are stored raw."""
@@ -41,6 +44,7 @@ class Item:
         label: 0 and up; -1 where there is none.
         locator: Argument for the source's reader.
         version: Changes when the file is overwritten by one of the same size; empty where the key identifies the content.
+        earlier_version: The version that an earlier release gave it, by which the data sets of that release are found; empty if the same.
     """
 
     key: str
@@ -48,6 +52,16 @@ class Item:
     num_bytes: int
     locator: Any
     version: str = ""
+    earlier_version: str = ""
+
+
+def source_version(uri: str) -> str:
+    """Return the version of a file that contains many images; on a disk its size and time, which are the same on every node."""
+    if storage.is_s3(uri):
+        return storage.version(uri)
+    with explain_disk_errors(uri):
+        found = storage.local_path(uri).stat()
+        return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 def items_digest(items: Iterable[Item]) -> str:
@@ -56,6 +70,13 @@ def items_digest(items: Iterable[Item]) -> str:
     for item in items:
         sha256.update(f"{item.key}\0{item.label}\0{item.num_bytes}\0{item.version}\n".encode())
     return sha256.hexdigest()
+
+
+def is_digest_of(digest: str, items: Sequence[Item]) -> bool:
+    """Return True for the `items_digest` of these items, also for that of an earlier release."""
+    if digest == items_digest(items):
+        return True
+    return digest == items_digest(dataclasses.replace(item, version=item.earlier_version or item.version) for item in items)
 
 
 @dataclass(frozen=True, slots=True)
