@@ -1,4 +1,4 @@
-"""A disk that is really full, wherever the data code writes: one line with the remedy, and nothing half published."""
+"""A disk that is really full, wherever the data code and an export write: one line with the remedy, and nothing half published."""
 
 import os
 import shutil
@@ -15,10 +15,16 @@ from PIL import Image
 
 from evaluation.records import npz
 from training import storage
+from training.checkpoints import checkpoint
+from training.checkpoints.diffusers_folder import export_diffusers
+from training.checkpoints.exported_program import export_program
+from training.checkpoints.import_export import export_checkpoint
 from training.config.errors import UserError
+from training.config.presets import preset
 from training.data.loading.loader import Loader
 from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
+from training.models.unet import make_model
 
 pytestmark = pytest.mark.slow
 
@@ -107,3 +113,21 @@ def test_a_full_disk_is_named_when_images_are_written_into_one_file_and_no_part_
         npz.write_batches(str(tmp_path / "all.npz"), [(noise[:100], None), (noise[100:], None)], 200)
     assert list(small_disk.iterdir()) == []
     assert not (tmp_path / "all.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("export", "name"),
+    [(export_checkpoint, "x.pt"), (export_checkpoint, "x.safetensors"), (export_program, "x.pt2"), (export_diffusers, "folder")],
+)
+def test_a_temporary_disk_without_room_for_an_export_is_named_and_nothing_is_left(small_disk, tmp_path, monkeypatch, export, name):
+    experiment = preset("digits-tiny-hybrid-cosine")  # 1.2 MB of weights
+    files = {checkpoint.EXPERIMENT: experiment.to_json().encode(), "model.pt": make_model(experiment).state_dict()}
+    uri, target = checkpoint.save(str(tmp_path / "run"), 10, files), tmp_path / name
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(small_disk))
+        with pytest.raises(UserError, match=f"^{small_disk}/.*: the disk is full; free some space there, or point TMPDIR elsewhere"):
+            export(uri, str(target))
+        assert [path for path in small_disk.rglob("*") if path.is_file()] == []
+    assert not target.exists()
+    export(uri, str(target))
+    assert target.exists()

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from training import storage
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.models.posthoc_ema import ReconstructionError, Snapshot, reconstruct
+from training.models.posthoc_ema import ReconstructionError, Snapshot, reconstruct, sufficient
 from training.models.unet import make_model
 
 DIRECTORY = "averages"
@@ -95,12 +96,15 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
 
     Returns:
         Plain data: `checkpoint_uri`, `weights` (the name under which evaluation finds the average), `step`, `error` (the
-        expected one) and `num_snapshots`.
+        expected one) and `num_snapshots` (those that were read).
 
     Raises:
+        UserError: The decay is not in (0, 1), or there is another checkpoint of that step in the directory.
         ReconstructionError: The snapshots do not determine the average to `max_error`, or the two directories are the same.
     """
-    if out_run_uri.rstrip("/") == run_uri.rstrip("/"):
+    if not 0 < decay < 1:
+        raise UserError(f"a decay is a number between 0 and 1, such as 0.9999; got {decay:g}")
+    if _place(out_run_uri) == _place(run_uri):
         raise ReconstructionError(f"{out_run_uri}: a rebuilt average goes into a directory of its own, not into the run's")
     stored = snapshots(run_uri)
     if not stored:
@@ -112,15 +116,21 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
     def load(snapshot: Snapshot) -> dict[str, Tensor]:
         return checkpoint.load(checkpoint.checkpoint_uri(source_uri, snapshot.step), _file_name(snapshot.std))
 
-    state, error = reconstruct(stored, load, step=step, decay=decay, initial=initial_weights(experiment), max_error=max_error)
+    used = sufficient(stored, step=step, decay=decay, max_error=max_error)
+    state, error = reconstruct(used, load, step=step, decay=decay, initial=initial_weights(experiment), max_error=max_error)
     rebuilt = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, ema_decays=(decay,)))
     files: dict[str, Any] = {
         checkpoint.EXPERIMENT: rebuilt.to_json().encode(),
         f"ema_{decay}.pt": state,
-        "state.json": {"step": step, "rebuilt": {"decay": decay, "error": error, "num_snapshots": len(stored)}},
+        "state.json": {"step": step, "rebuilt": {"decay": decay, "error": error, "num_snapshots": len(used)}},
     }
-    uri = checkpoint.save(out_run_uri, step, files)
-    return {"checkpoint_uri": uri, "weights": f"ema_{decay}", "step": step, "error": error, "num_snapshots": len(stored)}
+    uri = checkpoint.save(out_run_uri, step, files, replace=False)
+    return {"checkpoint_uri": uri, "weights": f"ema_{decay}", "step": step, "error": error, "num_snapshots": len(used)}
+
+
+def _place(uri: str) -> str:
+    """Return the same text for every way to write the address of one directory."""
+    return uri.rstrip("/") if storage.is_s3(uri) else str(storage.local_path(uri).resolve())
 
 
 def _file_name(std: float) -> str:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import pickle
 import re
 import shutil
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from training import storage
@@ -51,14 +54,17 @@ def step_of(uri: str) -> int:
     return int(match[1])
 
 
-def save(run_uri: str, step: int, files: Files) -> str:
+def save(run_uri: str, step: int, files: Files, *, replace: bool = True) -> str:
     """Write a checkpoint; readers find all of it or nothing.
 
     The same content is not written again. Other content for the same step (after a roll-back) replaces the old content, which is marked
     as incomplete first.
 
+    Args:
+        replace: False refuses to replace a complete checkpoint of other content.
+
     Raises:
-        CheckpointError: A value is neither tensor nor plain data, or the local disk is full.
+        CheckpointError: A value is neither tensor nor plain data, the local disk is full, or another checkpoint may not be replaced.
     """
     uri = checkpoint_uri(run_uri, step)
     wrong = [name for name in files if "/" in name or name == COMPLETE]
@@ -67,8 +73,11 @@ def save(run_uri: str, step: int, files: Files) -> str:
     with storage.scratch_directory("checkpoint") as directory:
         listing = {name: write_file(directory / name, value) for name, value in sorted(files.items())}
         complete = {"step": step, "files": listing}
-        if _read_complete(uri) == complete:
+        present = _read_complete(uri)
+        if present == complete:
             return uri
+        if present is not None and not replace:
+            raise CheckpointError(f"{uri}: there is another checkpoint already; name a new run's directory")
         storage.delete(storage.join(uri, COMPLETE))
         for name in listing:
             storage.upload(directory / name, storage.join(uri, name))
@@ -155,9 +164,9 @@ def load_experiment(uri: str) -> Experiment:
         raise
     except UserError as error:
         raise CheckpointError(f"{storage.join(uri, EXPERIMENT)}: {error}") from error
-    run_uri, in_run, _ = uri.rpartition("/checkpoints/")
+    run_uri = _run_of(uri)
     try:
-        current = read_experiment(storage.join(run_uri, EXPERIMENT)) if in_run else experiment
+        current = read_experiment(storage.join(run_uri, EXPERIMENT)) if run_uri else experiment
     except storage.ObjectNotFoundError:
         return experiment  # a checkpoint is complete without its run
     except UserError as error:
@@ -309,11 +318,18 @@ def _read_complete(uri: str) -> Any:
     return complete if isinstance(complete, dict) and isinstance(complete.get("files"), dict) else None
 
 
+def _run_of(uri: str) -> str:
+    """Return the directory of a checkpoint's run; empty for a checkpoint that is in none."""
+    match = re.search(rf"^(.*/)?{DIRECTORY}/", uri)
+    return "" if match is None else match[1] or "."
+
+
 def _complete(uri: str) -> Any:
     own_step = step_of(uri)
     complete = _read_complete(uri)
     if complete is None:
-        others = [f"{step:,}" for step in steps(uri.rpartition(f"/{DIRECTORY}/")[0]) if step != own_step]
+        run_uri = _run_of(uri)
+        others = [f"{step:,}" for step in (steps(run_uri) if run_uri else ()) if step != own_step]
         remedy = f"complete are those of step {', '.join(others)}" if others else "the run has none that is complete"
         raise CheckpointError(f"{uri}: there is no complete checkpoint ({COMPLETE} is missing or damaged); {remedy}")
     return complete
@@ -362,19 +378,41 @@ def write_file(path: Path, value: Mapping[str, Any] | bytes) -> dict[str, Any]:
         CheckpointError: The value is neither tensors nor plain data, or the disk is full.
     """
     try:
-        if isinstance(value, bytes):
-            path.write_bytes(value)
-        elif path.suffix == ".json":
-            path.write_text(json.dumps(value, indent=2) + "\n")
-        else:
-            torch.save(plain(value, path.name, copy=False), path)
+        with _explain_full_disk(path):
+            if isinstance(value, bytes):
+                path.write_bytes(value)
+            elif path.suffix == ".json":
+                path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+            else:
+                torch.save(plain(value, path.name, copy=False), path)
     except TypeError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
-    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError about itself
-        full = shutil.disk_usage(path.parent).free < _FULL_DISK_BYTES
+    return describe(path)
+
+
+def export_file(file_uri: str, name: str, write: Callable[[Path], object]) -> int:
+    """Store under `file_uri` what `write` puts into a temporary file of that name, and return its size in bytes.
+
+    Raises:
+        CheckpointError: The temporary disk is full.
+    """
+    with storage.scratch_directory("export") as directory:
+        path = directory / name  # a `.pt` file contains it
+        with _explain_full_disk(path):
+            write(path)
+        storage.upload(path, file_uri)
+        return path.stat().st_size
+
+
+@contextlib.contextmanager
+def _explain_full_disk(path: Path) -> Iterator[None]:
+    """Turn the errors of writing a file on the temporary disk into a `CheckpointError` with the remedy."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer reports a full disk as a RuntimeError about itself
+        full = shutil.disk_usage(path.parent).free < _FULL_DISK_BYTES or os.strerror(errno.ENOSPC) in str(error)
         reason = "the disk is full" if full else f"can't be written ({' '.join(str(error).split())})"
         raise CheckpointError(f"{path}: {reason}; free some space there, or point TMPDIR elsewhere") from error
-    return describe(path)
 
 
 def plain(value: Any, path: str, *, copy: bool) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from training.config.errors import UserError
-from training.config.experiment import Experiment
+from training.config.experiment import EvaluationConfig, Experiment
+from training.config.plain import as_plain_fields
 from training.diffusion.schedules import cosine_betas
 
 
@@ -62,12 +63,27 @@ def experiment_of(unet: dict[str, Any], scheduler: dict[str, Any], *, folder: st
                     "prediction": "x_0" if scheduler["prediction_type"] == "sample" else "eps",
                     "rescale_timesteps": False,  # the network is fed the scheduler's integers
                 },
+                "evaluation": _evaluation(scheduler["num_train_timesteps"]),
             }
         )
     except UserError:
         raise
     except (TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise UserError(f"a field has a value of another kind ({error})") from error
+
+
+def _evaluation(num_timesteps: Any) -> dict[str, Any]:
+    """Return the evaluation with no more steps than there are timesteps; all else has its default."""
+    default = EvaluationConfig()
+
+    def at_most(num_steps: int) -> int:
+        return min(num_steps, num_timesteps) if isinstance(num_timesteps, int) else num_steps
+
+    fields: dict[str, Any] = {"likelihood_steps": at_most(default.likelihood_steps)}
+    for name in ("sampling", "scoring_sampling"):
+        sampling = as_plain_fields(getattr(default, name))
+        fields[name] = sampling | {"spacing": str(at_most(int(sampling["spacing"])))}
+    return fields
 
 
 def _is_cosine(betas: Any) -> bool:

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from training import storage
 from training.checkpoints import checkpoint
 from training.checkpoints.diffusers_experiment import experiment_of
+from training.checkpoints.import_export import Imported, describe_difference, expected_shapes, read_tensors, save_imported, shapes_of
 from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, Experiment, ModelConfig
 from training.config.presets import preset as named_preset
@@ -35,7 +35,6 @@ CONFIG = "unet/config.json"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 OLD_WEIGHTS = "unet/diffusion_pytorch_model.bin"
 SCHEDULER = "scheduler/scheduler_config.json"
-EXPERIMENT = "experiment.json"
 _VERSION = "0.35.0"
 _NUM_SCALED_TIMESTEPS = 1000
 
@@ -52,8 +51,6 @@ def export_diffusers(checkpoint_uri: str, folder_uri: str, *, weights: str | Non
     Raises:
         UserError: diffusers can't express the network, or something is in the folder.
     """
-    from safetensors.torch import save_file
-
     experiment = checkpoint.load_experiment(checkpoint_uri)
     config = unet_config(experiment)
     if storage.list_uris(folder_uri):
@@ -61,18 +58,18 @@ def export_diffusers(checkpoint_uri: str, folder_uri: str, *, weights: str | Non
     chosen = checkpoint.choose_weights(checkpoint_uri, weights)
     state = to_diffusers(checkpoint.load_model_state(checkpoint_uri, chosen), experiment.model)
     scheduler = scheduler_config(experiment.diffusion)
-    texts = {CONFIG: config, SCHEDULER: scheduler, EXPERIMENT: experiment.to_dict()}
+    texts = {CONFIG: config, SCHEDULER: scheduler, checkpoint.EXPERIMENT: experiment.to_dict()}
     if not experiment.model.class_conditional:  # DDPMPipeline passes no labels
         parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
         texts["model_index.json"] = {"_class_name": "DDPMPipeline", "_diffusers_version": _VERSION, **parts}
+    # The weights first: where there is no room for them, the folder stays empty.
+    checkpoint.export_file(
+        storage.join(folder_uri, WEIGHTS), "weights.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"})
+    )
     for name, value in texts.items():
         storage.write_json(storage.join(folder_uri, name), value)
     card = _model_card(experiment, checkpoint.step_of(checkpoint_uri), chosen)
     storage.write_bytes(storage.join(folder_uri, "README.md"), card.encode())
-    with tempfile.TemporaryDirectory(prefix="iddpm-export-") as directory:
-        path = Path(directory) / "weights.safetensors"
-        save_file(state, path, metadata={"format": "pt"})
-        storage.upload(path, storage.join(folder_uri, WEIGHTS))
     return {
         "folder_uri": folder_uri,
         "weights": chosen,
@@ -88,14 +85,12 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
         preset: The preset of the network; None reads `experiment.json`, which `export_diffusers` wrote, or else the configurations.
 
     Returns:
-        Plain data: `checkpoint_uri`, `preset`, `step`, `parameters`, `weights`.
+        Plain data, that of `save_imported`.
 
     Raises:
-        UserError: The network or the scheduler is not that of the experiment; the message names what differs.
+        UserError: The network or the scheduler is not that of the experiment (the message names what differs), or as `save_imported`.
     """
-    from training.checkpoints.import_export import read_tensors
-
-    folder, experiment_uri = folder_uri.rstrip("/").rpartition("/")[2], storage.join(folder_uri, EXPERIMENT)
+    folder, experiment_uri = folder_uri.rstrip("/").rpartition("/")[2], storage.join(folder_uri, checkpoint.EXPERIMENT)
     experiment = None
     if preset is not None:
         experiment = named_preset(preset, overrides)
@@ -103,6 +98,9 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
         experiment = checkpoint.read_experiment(experiment_uri).override(overrides)
     config_uri, scheduler_uri = _find(folder_uri, CONFIG), _find(folder_uri, SCHEDULER)
     unet, scheduler = _complete_unet(storage.read_json(config_uri)), _complete_scheduler(storage.read_json(scheduler_uri))
+    _require_class(config_uri, unet, "UNet2DModel", "no other network can be imported")
+    writes_one = f"DDPMScheduler.from_config(pipeline.scheduler.config).save_pretrained('{scheduler_uri.rpartition('/')[0]}') writes one"
+    _require_class(scheduler_uri, scheduler, "DDPMScheduler", f"in diffusers, {writes_one} for the same network")
     if experiment is None:
         try:
             experiment = experiment_of(unet, scheduler, folder=folder)
@@ -110,7 +108,10 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
             raise UserError(f"{config_uri}: is no network of ours: {error}") from error
         experiment = experiment.override(overrides)
     _require_equal(config_uri, unet, unet_config(experiment) | {"mid_block_scale_factor": 1})
-    _require_equal(scheduler_uri, scheduler, scheduler_config(experiment.diffusion))
+    expected = scheduler_config(experiment.diffusion)
+    if _is_close(scheduler.get("trained_betas"), _trained_betas(experiment.diffusion, is_flat_at_end=True)):  # exported earlier
+        expected["trained_betas"] = scheduler["trained_betas"]
+    _require_equal(scheduler_uri, scheduler, expected)
     uri = _find(folder_uri, WEIGHTS, OLD_WEIGHTS)
     try:
         with storage.open_local(uri) as path:
@@ -118,19 +119,8 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
             state = from_diffusers(_with_current_names(found), experiment)
     except KeyError as error:
         raise UserError(f"{uri}: is not the weights of {config_uri}: {error} is missing") from error
-    origin = {"folder": folder, "preset": experiment.name}
-    files: dict[str, Any] = {
-        checkpoint.EXPERIMENT: experiment.to_json().encode(),
-        f"{checkpoint.MODEL}.pt": state,
-        "state.json": {"step": experiment.optim.num_steps, "imported": origin},
-    }
-    return {
-        "checkpoint_uri": checkpoint.save(run_uri, experiment.optim.num_steps, files),
-        "preset": experiment.name,
-        "step": experiment.optim.num_steps,
-        "parameters": sum(tensor.numel() for tensor in state.values()),
-        "weights": checkpoint.MODEL,
-    }
+    imported = Imported(experiment=experiment, step=experiment.optim.num_steps, state=state)
+    return save_imported(imported, run_uri, {"folder": folder})
 
 
 def is_diffusers_folder(uri: str) -> bool:
@@ -200,17 +190,12 @@ def unet_config(experiment: Experiment) -> dict[str, Any]:
 
 def scheduler_config(diffusion: DiffusionConfig) -> dict[str, Any]:
     """Return the configuration of diffusers' `DDPMScheduler` that is a diffusion process, in the timesteps that the network is fed."""
-    betas = beta_schedule(diffusion.schedule, diffusion.num_timesteps)
-    if diffusion.rescale_timesteps and diffusion.num_timesteps != _NUM_SCALED_TIMESTEPS:
-        log_alpha_bars = torch.log1p(-betas).cumsum(0).tolist()
-        at = [scaled * diffusion.num_timesteps / _NUM_SCALED_TIMESTEPS for scaled in range(_NUM_SCALED_TIMESTEPS)]
-        logs = [_interpolate(log_alpha_bars, t) for t in at]
-        betas = torch.tensor([-math.expm1(late - early) for early, late in zip([0.0, *logs], logs, strict=False)])
+    betas = _trained_betas(diffusion)
     return {
         "_class_name": "DDPMScheduler",
         "_diffusers_version": _VERSION,
         "num_train_timesteps": len(betas),
-        "trained_betas": betas.tolist(),
+        "trained_betas": betas,
         "variance_type": diffusion.variance,
         "prediction_type": "epsilon" if diffusion.prediction == "eps" else "sample",
         "clip_sample": True,
@@ -222,11 +207,22 @@ def scheduler_config(diffusion: DiffusionConfig) -> dict[str, Any]:
     }
 
 
+def _trained_betas(diffusion: DiffusionConfig, *, is_flat_at_end: bool = False) -> list[float]:
+    """Return beta in the timesteps that the network is fed; `is_flat_at_end` has 0 beyond the last of training, as earlier exports."""
+    betas = beta_schedule(diffusion.schedule, diffusion.num_timesteps)
+    if diffusion.rescale_timesteps and diffusion.num_timesteps != _NUM_SCALED_TIMESTEPS:
+        log_alpha_bars = torch.log1p(-betas).cumsum(0).tolist()
+        at = [scaled * diffusion.num_timesteps / _NUM_SCALED_TIMESTEPS for scaled in range(_NUM_SCALED_TIMESTEPS)]
+        logs = [_interpolate(log_alpha_bars, min(t, len(betas) - 1) if is_flat_at_end else t) for t in at]
+        betas = torch.tensor([-math.expm1(late - early) for early, late in zip([0.0, *logs], logs, strict=False)])
+    found: list[float] = betas.tolist()
+    return found
+
+
 def _interpolate(values: list[float], position: float) -> float:
-    """Return the value at a position between two indices, linearly; beyond the last one, the last."""
-    low = min(int(position), len(values) - 1)
-    high = min(low + 1, len(values) - 1)
-    return values[low] + (position - low) * (values[high] - values[low])
+    """Return the value at a position between two indices, linearly; beyond the last one, on the line through the last two."""
+    low = min(int(position), len(values) - 2)
+    return values[low] + (position - low) * (values[low + 1] - values[low])
 
 
 def to_diffusers(state: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
@@ -252,8 +248,6 @@ def from_diffusers(state: dict[str, Tensor], experiment: Experiment) -> dict[str
         KeyError: A tensor is missing.
         UserError: A tensor has another shape, or there are too many.
     """
-    from training.checkpoints.import_export import describe_difference, expected_shapes, shapes_of
-
     model, mapped, used = experiment.model, {}, set()
     for name, shape in expected_shapes(experiment).items():
         module, kind = name.rsplit(".", 1)
@@ -389,6 +383,12 @@ _SCHEDULES: dict[str, Callable[[float, float, int], Tensor]] = {
     "squaredcos_cap_v2": lambda start, end, steps: beta_schedule("cosine", steps),
 }
 """Betas by the names of diffusers' schedules."""
+
+
+def _require_class(uri: str, config: dict[str, Any], name: str, remedy: str) -> None:
+    """Refuse the configuration of another class of diffusers than the named one."""
+    if config.get("_class_name") != name:
+        raise UserError(f"{uri}: is of the class {config.get('_class_name')}, and only {name} is taken; {remedy}")
 
 
 def _require_equal(uri: str, found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+import io
 from typing import Any
 
 import torch
 
-from training import storage
 from training.checkpoints import checkpoint
 from training.models.unet import example_inputs, make_model
 
@@ -33,11 +31,9 @@ def export_program(checkpoint_uri: str, file_uri: str, *, weights: str | None = 
     inputs = example_inputs(experiment, 2)  # a batch of one would be traced as a constant
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(network, (), kwargs=inputs, dynamic_shapes={name: {0: batch} for name in inputs})
-    with tempfile.TemporaryDirectory(prefix="iddpm-export-") as directory:
-        path = Path(directory) / "network.pt2"
-        torch.export.save(program, path, extra_files={checkpoint.EXPERIMENT: experiment.to_json()})
-        num_bytes = path.stat().st_size
-        storage.upload(path, file_uri)
+    written = io.BytesIO()  # torch's writer of this format ends the process where the disk is full
+    torch.export.save(program, written, extra_files={checkpoint.EXPERIMENT: experiment.to_json()})
+    num_bytes = checkpoint.export_file(file_uri, "network.pt2", lambda path: path.write_bytes(written.getbuffer()))
     return {
         "file_uri": file_uri,
         "weights": chosen,

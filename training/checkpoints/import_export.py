@@ -8,7 +8,6 @@ from __future__ import annotations
 import pickle
 import re
 import struct
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from training import storage
@@ -72,28 +73,36 @@ def import_checkpoint(file_uri: str, run_uri: str, *, preset: str | None = None,
     """Make a checkpoint of ours from a published file; it serves sampling and scoring, and training can't resume from it.
 
     Returns:
-        Plain data: `checkpoint_uri`, `preset`, `step`, `parameters`, `tensors`, `diffusion` (the settings that sampling
-        depends on) and `weights`.
+        Plain data: that of `save_imported`, `tensors`, and `diffusion` (the settings that sampling depends on).
+
+    Raises:
+        UserError: As `read_weights` and `save_imported`.
     """
     imported = read_weights(file_uri, preset=preset, overrides=overrides)
-    experiment = imported.experiment
-    origin = {"file": file_uri.rstrip("/").rpartition("/")[2], "preset": experiment.name}
-    uri = checkpoint.save(
-        run_uri,
-        imported.step,
-        {
-            checkpoint.EXPERIMENT: experiment.to_json().encode(),
-            f"{checkpoint.MODEL}.pt": imported.state,
-            "state.json": {"step": imported.step, "imported": origin},
-        },
-    )
+    made = save_imported(imported, run_uri, {"file": file_uri.rstrip("/").rpartition("/")[2]})
+    return made | {"tensors": len(imported.state), "diffusion": imported.experiment.to_dict()["diffusion"]}
+
+
+def save_imported(imported: Imported, run_uri: str, origin: Mapping[str, str]) -> dict[str, Any]:
+    """Make a checkpoint of an imported network, whose `state.json` names the origin.
+
+    Returns:
+        Plain data: `checkpoint_uri`, `preset`, `step`, `parameters`, `weights`.
+
+    Raises:
+        CheckpointError: The run has another checkpoint of that step.
+    """
+    experiment, step, state = imported.experiment, imported.step, imported.state
+    files: dict[str, Any] = {
+        checkpoint.EXPERIMENT: experiment.to_json().encode(),
+        f"{checkpoint.MODEL}.pt": state,
+        "state.json": {"step": step, "imported": {**origin, "preset": experiment.name}},
+    }
     return {
-        "checkpoint_uri": uri,
+        "checkpoint_uri": checkpoint.save(run_uri, step, files, replace=False),
         "preset": experiment.name,
-        "step": imported.step,
-        "parameters": sum(tensor.numel() for tensor in imported.state.values()),
-        "tensors": len(imported.state),
-        "diffusion": experiment.to_dict()["diffusion"],
+        "step": step,
+        "parameters": sum(tensor.numel() for tensor in state.values()),
         "weights": checkpoint.MODEL,
     }
 
@@ -122,17 +131,15 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
     experiment = checkpoint.load_experiment(checkpoint_uri)
     chosen = checkpoint.choose_weights(checkpoint_uri, weights)
     state = {name: tensor.contiguous() for name, tensor in checkpoint.load_model_state(checkpoint_uri, chosen).items()}
-    with tempfile.TemporaryDirectory(prefix="iddpm-export-") as directory:
-        path = Path(directory) / f"weights{suffix}"
+    metadata = {"experiment": experiment.to_json(), "weights": chosen, "step": str(checkpoint.step_of(checkpoint_uri))}
+
+    def write(path: Path) -> None:
         if suffix == ".pt":
             torch.save(state, path)
         else:
-            from safetensors.torch import save_file
+            save_file(state, path, metadata=metadata)
 
-            step = str(checkpoint.step_of(checkpoint_uri))
-            save_file(state, path, metadata={"experiment": experiment.to_json(), "weights": chosen, "step": step})
-        num_bytes = path.stat().st_size
-        storage.upload(path, file_uri)
+    num_bytes = checkpoint.export_file(file_uri, f"weights{suffix}", write)
     return {
         "file_uri": file_uri,
         "weights": chosen,
@@ -172,8 +179,6 @@ def read_tensors(path: Path, file_name: str) -> Tensors:
 
 
 def _read_safetensors(path: Path, file_name: str) -> Tensors:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -8,7 +8,7 @@ import time
 import psutil
 import torch
 
-from training.config.experiment import Experiment
+from training.config.experiment import Experiment, Resources
 from training.console import format_rate, format_remaining, say
 from training.cost.accelerators import CARDS
 from training.cost.estimate import TRAINING_PASSES, count_macs
@@ -21,8 +21,8 @@ class Gauge:
     peak of all workers' cards. There is no MFU where the peak is not known, as on a CPU.
     """
 
-    def __init__(self, experiment: Experiment, world_size: int) -> None:
-        self._on_gpu = torch.cuda.is_available()
+    def __init__(self, experiment: Experiment, resources: Resources, world_size: int) -> None:
+        self._on_gpu = resources.num_gpus_per_worker > 0  # a training on the processor may run on a machine that has a GPU
         name = torch.cuda.get_device_name() if self._on_gpu else ""
         peak = next((card.peak_flops for key, card in CARDS.items() if key in name.replace("-", " ").split()), None)
         self._flops_per_image = 2 * TRAINING_PASSES * sum(count_macs(experiment).values()) if peak else 0

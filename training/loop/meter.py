@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -90,13 +91,16 @@ class Meter:
         self.consecutive = (self.consecutive + 1) * found_inf
 
     def reduce(self, world_size: int) -> dict[str, float]:
-        """Return the means over the images of all ranks since the last call; the one place where the host waits for the device."""
+        """Return the means since the last call; the one place where the host waits for the device.
+
+        A mean over the images of all ranks is NaN if none has a finite loss, and that of the gradient's norm if every update was skipped.
+        """
         if world_size > 1:
             dist.all_reduce(self.rank_sums)
         values = self.rank_sums.tolist()
         loss, l_simple, l_vlb = values[:3]
-        count = max(values[3], 1.0)
-        used = max(self.updates - float(self.skipped), 1.0)
+        count = values[3] or math.nan
+        used = self.updates - float(self.skipped) or math.nan
         metrics = {
             "loss": loss / count,
             "l_simple": l_simple / count,

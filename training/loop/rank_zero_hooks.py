@@ -61,8 +61,7 @@ class RankZeroHooks:
         self._read_stop_request = is_stop_requested
         self._is_stop_requested = False
         self._checked_at = -math.inf
-        removed: set[int] = set()
-        scores, self._saved_steps = storage.retry(lambda: self._read_run(removed))
+        scores, self._saved_steps = storage.retry(self._read_run)
         self._writer = checkpoint.AsyncWriter(
             job.run_uri,
             first=self._before_checkpoint,
@@ -76,14 +75,15 @@ class RankZeroHooks:
             self._tracked = attach(job.tracking_run_id, check=False, run_uri=job.run_uri)
             self._tracked.set_tags({NUM_WORKERS_TAG: str(world_size)})  # fewer than asked for after a machine was lost
             self._system = SystemMetrics()
-        self._gauge = Gauge(job.experiment, world_size)
+        self._gauge = Gauge(job.experiment, job.resources, world_size)
         self._progress = Progress(job.experiment.optim.num_steps)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="iddpm-background")
         self._pending: dict[int, Future[Score]] = {}
         self._failures: dict[int, int] = {}  # failed attempts by step
         self._failures_in_a_row = 0
         self._scores = {int(score["step"]): score for score in scores}
-        self._scored_steps = self._scores.keys() - removed
+        # A score after the latest checkpoint is of one that was damaged: it is trained and scored again.
+        self._scored_steps = {step for step in self._scores if step <= max(self._saved_steps, default=0)}
         for step in sorted(self._saved_steps - self._scored_steps):
             self._submit(step)
         obstacle = scoring_obstacle() if job.scorer is not None else None
@@ -102,8 +102,9 @@ class RankZeroHooks:
         """Wait until every checkpoint is written."""
         self._writer.wait()
 
-    def abandon_metrics_after(self, step: int) -> None:
-        """Let the metrics of the steps that are trained again replace the earlier ones."""
+    def go_back_to(self, step: int) -> None:
+        """Forget the checkpoints after `step`, which are removed, and let the metrics of the steps that follow replace the earlier ones."""
+        self._saved_steps = {saved for saved in self._saved_steps if saved <= step}
         if self._tracked is not None:
             self._tracked.abandon_metrics_after(step)
 
@@ -150,9 +151,10 @@ class RankZeroHooks:
         except storage.StorageError as error:
             say(f"{error}; the metrics of the last steps are not stored")
 
-    def _read_run(self, removed: set[int]) -> tuple[Sequence[Score], set[int]]:
+    def _read_run(self) -> tuple[Sequence[Score], set[int]]:
         scorer, run_uri = self._job.scorer, self._job.run_uri
-        removed.update(checkpoint.clean(run_uri))
+        checkpoint.clean(run_uri)
+        storage.delete_partial_files(averages.snapshots_uri(run_uri))
         return scorer.history(run_uri) if scorer is not None else (), set(checkpoint.steps(run_uri))
 
     # -- for the loop ----------------------------------------------------------------------------------------------------

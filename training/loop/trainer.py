@@ -98,12 +98,7 @@ class Trainer:
 
     def checkpoint_files(self) -> dict[str, Any]:
         """Return the files of a checkpoint, by name; the tensors are the live ones, for `Hooks.save` to copy."""
-        progress = {
-            "step": self.step,
-            "rollbacks": self.rollbacks,
-            "skipped_total": self.skipped_total,
-            "images_seen": self.step * self.experiment.optim.global_batch_size,
-        }
+        progress = {"step": self.step, "rollbacks": self.rollbacks, "skipped_total": self.skipped_total}
         return {"experiment.json": self.experiment.to_json().encode(), "state.json": progress} | self.state.files()
 
     def restore(self, read: Callable[[str], Any]) -> None:

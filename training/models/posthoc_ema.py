@@ -42,7 +42,7 @@ class Combination:
     """A linear combination of snapshots.
 
     Attributes:
-        coefficients: One per snapshot; then one for the initial weights, where they take part.
+        coefficients: One per snapshot; then one for the initial weights.
         error: Expected |rebuilt - exact| / |current - exact|, between weights, where updates are uncorrelated.
     """
 
@@ -50,23 +50,40 @@ class Combination:
     error: float
 
 
-def combine(snapshots: Sequence[Snapshot], *, step: int, decay: float, with_initial: bool = False) -> Combination:
-    """Return the combination of snapshots that is nearest to an exponential average at `step`.
+_MAX_WHOLE = 32
+"""Up to this number of snapshots all take part in an average. Ablations on digits store at most 30, and keep the numbers that they had."""
+
+
+def sufficient(snapshots: Sequence[Snapshot], *, step: int, decay: float, max_error: float) -> list[Snapshot]:
+    """Return the snapshots of the 2, 4, 8, ... steps nearest to `step`, the fewest with a tenth of `max_error`; all where few are stored.
+
+    Far ones hardly take part in the average, and reading them costs as much as the near ones.
+    """
+    steps = sorted({snapshot.step for snapshot in snapshots}, key=lambda stored: (abs(stored - step), stored))
+    count = 2 if len(snapshots) > _MAX_WHOLE else len(steps)
+    while count < len(steps):
+        near = [snapshot for snapshot in snapshots if snapshot.step in steps[:count]]
+        if combine(near, step=step, decay=decay).error <= max_error / 10:
+            return near
+        count *= 2
+    return list(snapshots)
+
+
+def combine(snapshots: Sequence[Snapshot], *, step: int, decay: float) -> Combination:
+    """Return the combination of snapshots and the initial weights that is nearest to an exponential average at `step`.
 
     Raises:
         ReconstructionError: There is no snapshot.
     """
     if not snapshots:
         raise ReconstructionError("there are no snapshots; set optim.ema_snapshot_stds (such as 0.01,0.05,0.1,0.2) before training")
-    count = len(snapshots) + with_initial
+    count = len(snapshots) + 1
     gram = torch.zeros(count + 1, count + 1, dtype=torch.float64)
     last = max(step, *(snapshot.step for snapshot in snapshots))
     for start in range(0, last, _CHUNK):
         tau = torch.arange(start, min(start + _CHUNK, last), dtype=torch.float64)
         rows = [_power_profile(tau, snapshot.step, snapshot.std) for snapshot in snapshots]
-        rows += [torch.ones_like(tau)] * with_initial
-        rows.append(_exponential_profile(tau, step, decay))
-        stacked = torch.stack(rows)
+        stacked = torch.stack([*rows, torch.ones_like(tau), _exponential_profile(tau, step, decay)])
         gram += stacked @ stacked.T
     # Least squares under the constraint that coefficients sum to 1 (with a Lagrange multiplier).
     scale = gram[-1, -1]
@@ -87,30 +104,28 @@ def reconstruct(
     *,
     step: int,
     decay: float,
-    initial: Mapping[str, Tensor] | None = None,
+    initial: Mapping[str, Tensor],
     max_error: float = 0.005,
 ) -> tuple[dict[str, Tensor], float]:
     """Return the weights of an exponential average that training did not keep, and their expected error.
 
     Args:
         load: Returns a snapshot's weights; called for one at a time.
-        initial: The weights before the first update, which follow from the experiment's seed; needed where
-            decay^step is not small.
+        initial: The weights before the first update, which follow from the experiment's seed.
         max_error: Largest expected |rebuilt - exact| / |current - exact| that is accepted.
 
     Raises:
         ReconstructionError: The snapshots do not determine the average to `max_error`.
     """
-    combination = combine(snapshots, step=step, decay=decay, with_initial=initial is not None)
+    combination = combine(snapshots, step=step, decay=decay)
     if combination.error > max_error:
         raise ReconstructionError(
             f"the average of decay {decay:g} at step {step} would be off by {combination.error:.2%} from these {len(snapshots)} snapshots "
             f"(allowed: {max_error:.2%}); a longer average, a step that has a snapshot, or more frequent or narrower snapshots would do"
-            + (", or giving the initial weights" if initial is None else "")
         )
     total: dict[str, Tensor] = {}
     for index, coefficient in enumerate(combination.coefficients):
-        state = load(snapshots[index]) if index < len(snapshots) else (initial or {})
+        state = load(snapshots[index]) if index < len(snapshots) else initial
         for name, tensor in state.items():
             part = tensor.to(torch.float64) * coefficient
             total[name] = total[name].add_(part) if name in total else part

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training.config import presets
 from training.models.ema import EMA, PowerEMA, power_exponent
-from training.models.posthoc_ema import ReconstructionError, Snapshot, combine, reconstruct
+from training.models.posthoc_ema import ReconstructionError, Snapshot, combine, reconstruct, sufficient
 
 
 def model_with(value: float) -> nn.Linear:
@@ -152,7 +152,7 @@ def test_any_decay_as_slow_as_a_snapshot_interval_is_rebuilt_to_half_a_percent(d
 @pytest.mark.parametrize(("step", "stds"), [(50_000, (0.05, 0.1, 0.2)), (100_000, (0.05, 0.1)), (300_000, (0.05, 0.1))])
 def test_the_papers_decays_are_within_half_a_percent_from_snapshots_every_10k(decay: float, step: int, stds: tuple[float, ...]) -> None:
     snapshots = [Snapshot(step=at, std=std) for at in range(10_000, step + 1, 10_000) for std in stds]
-    combination = combine(snapshots, step=step, decay=decay, with_initial=True)
+    combination = combine(snapshots, step=step, decay=decay)
     assert combination.error < 0.005
     assert sum(combination.coefficients) == pytest.approx(1.0)
 
@@ -168,7 +168,19 @@ def test_the_snapshots_of_a_preset_determine_every_decay_of_0_9999_or_slower(nam
         at = range(optim.checkpoint_interval, step + 1, optim.checkpoint_interval)
         snapshots = [Snapshot(step=each // unit, std=std) for each in at for std in optim.ema_snapshot_stds]
         for decay in (0.9999, 0.99993, 0.99995, 0.99999, 0.999999):
-            assert combine(snapshots, step=step // unit, decay=decay**unit, with_initial=True).error < 0.005, (step, decay)
+            assert combine(snapshots, step=step // unit, decay=decay**unit).error < 0.005, (step, decay)
+
+
+@pytest.mark.parametrize("decay", [0.9999, 0.99995])
+@pytest.mark.parametrize("step", [100_000, 250_000, 500_000])
+def test_of_many_snapshots_those_near_the_step_are_enough_and_of_few_all_take_part(decay: float, step: int) -> None:
+    stored = [Snapshot(step=at, std=std) for at in range(10_000, 500_001, 10_000) for std in (0.05, 0.1, 0.2)]
+    near = sufficient(stored, step=step, decay=decay, max_error=0.02)
+    assert combine(near, step=step, decay=decay).error <= 0.002
+    assert len(near) <= 16 * 3
+    assert all(abs(snapshot.step - step) <= 160_000 for snapshot in near)
+    assert sufficient(stored[:30], step=step, decay=decay, max_error=0.02) == stored[:30]
+    assert sufficient(stored, step=step, decay=0.9, max_error=0.02) == stored, "none determine this one, and the error is that of all"
 
 
 def test_an_average_that_snapshots_do_not_determine_is_refused_with_what_would_help() -> None:
@@ -176,6 +188,6 @@ def test_an_average_that_snapshots_do_not_determine_is_refused_with_what_would_h
     with pytest.raises(
         ReconstructionError, match=r"decay 0.999 at step 300000 would be off by .*more frequent or narrower snapshots would do"
     ):
-        reconstruct(snapshots, lambda snapshot: {}, step=300_000, decay=0.999)
+        reconstruct(snapshots, lambda snapshot: {}, step=300_000, decay=0.999, initial={})
     with pytest.raises(ReconstructionError, match="ema_snapshot_stds"):
-        reconstruct([], lambda snapshot: {}, step=300_000, decay=0.9999)
+        reconstruct([], lambda snapshot: {}, step=300_000, decay=0.9999, initial={})

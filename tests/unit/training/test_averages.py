@@ -11,6 +11,7 @@ import torch
 from training.checkpoints import checkpoint
 from training.checkpoints.averages import find_or_rebuild, initial_weights, keep_snapshot, rebuild_average, snapshots
 from training.config import presets
+from training.config.errors import UserError
 from training.models.ema import EMA, PowerEMA
 from training.models.posthoc_ema import ReconstructionError
 from training.models.unet import make_model
@@ -67,5 +68,43 @@ def test_a_run_without_snapshots_is_refused(tmp_path: Path) -> None:
     checkpoint.save(str(tmp_path), 1, {"experiment.json": EXPERIMENT.to_json().encode()})
     with pytest.raises(ReconstructionError, match=r"has no snapshots; set optim\.ema_snapshot_stds"):
         rebuild_average(str(tmp_path), str(tmp_path / "rebuilt"), decay=DECAY)
-    with pytest.raises(ReconstructionError, match="a directory of its own"):
-        rebuild_average(str(tmp_path), str(tmp_path), decay=DECAY)
+
+
+def keep_constant_snapshots(run: str, steps: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots of a network of one weight that never changes."""
+    monkeypatch.setattr("training.checkpoints.averages.initial_weights", lambda experiment: {"w": torch.ones(1)})
+    for step in steps:
+        files = {f"power_ema_{std}.pt": {"w": torch.ones(1)} for std in STDS}
+        keep_snapshot(run, step, {"experiment.json": EXPERIMENT.to_json().encode(), **files})
+
+
+def test_an_average_is_rebuilt_from_the_snapshots_near_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = str(tmp_path / "run")
+    keep_constant_snapshots(run, range(100, 1601, 100), monkeypatch)
+    for file in Path(checkpoint.checkpoint_uri(f"{run}/averages", 100)).glob("power_ema_*"):
+        file.unlink()
+    found = rebuild_average(run, str(tmp_path / "rebuilt"), decay=0.99, max_error=0.02)
+    assert (found["step"], found["num_snapshots"]) == (1600, 4 * len(STDS))
+    assert found["error"] <= 0.002
+    assert float(checkpoint.load_model_state(found["checkpoint_uri"])["w"]) == pytest.approx(1.0)
+
+
+def test_a_rebuilt_average_replaces_no_checkpoint_and_goes_into_a_directory_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keep_constant_snapshots("run", range(100, 401, 100), monkeypatch)
+    for out in ("run", "run/", "./run", str(tmp_path / "run"), f"file://{tmp_path}/run"):
+        with pytest.raises(ReconstructionError, match="a directory of its own"):
+            rebuild_average("run", out, decay=DECAY)
+    made = rebuild_average("run", "rebuilt", decay=DECAY)
+    assert rebuild_average("run", "rebuilt", decay=DECAY) == made
+    with pytest.raises(UserError, match=r"step=00000400: there is another checkpoint already; name a new run's directory"):
+        rebuild_average("run", "rebuilt", decay=0.99)
+    assert checkpoint.weights_names(made["checkpoint_uri"]) == (f"ema_{DECAY}",)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, math.nan])
+def test_a_decay_that_is_none_is_refused(tmp_path: Path, decay: float) -> None:
+    with pytest.raises(UserError, match=r"a decay is a number between 0 and 1, such as 0\.9999; got"):
+        rebuild_average(str(tmp_path), str(tmp_path / "rebuilt"), decay=decay)

@@ -161,6 +161,16 @@ def test_other_content_for_a_step_replaces_the_old(run):
     assert checkpoint.load_model_state(uri)["weight"][0, 0] == 2.0
 
 
+def test_other_content_for_a_step_is_refused_where_it_may_not_replace_the_old(run):
+    uri = checkpoint.save(run, 10, {"state.json": {"step": 10}}, replace=False)
+    assert checkpoint.save(run, 10, {"state.json": {"step": 10}}, replace=False) == uri, "the same content is found"
+    with pytest.raises(CheckpointError, match=r"step=00000010: there is another checkpoint already; name a new run's directory"):
+        checkpoint.save(run, 10, {"state.json": {"step": 11}}, replace=False)
+    assert checkpoint.load(uri, "state.json") == {"step": 10}
+    Path(uri, "complete.json").unlink()
+    assert checkpoint.save(run, 10, {"state.json": {"step": 11}}, replace=False) == uri, "a part of one is none"
+
+
 def test_a_flipped_bit_is_found(run):
     path = Path(checkpoint.save(run, 10, files()), "model.pt")
     data = bytearray(path.read_bytes())
@@ -272,6 +282,16 @@ def test_the_experiment_of_a_checkpoint_is_not_read_without_its_run_where_that_o
     storage.write_bytes(f"{run}/experiment.json", b"{")
     with pytest.raises(CheckpointError, match="is damaged or of another version"):
         checkpoint.load_experiment(uri)
+
+
+def test_the_run_of_a_checkpoint_is_found_from_its_own_directory(run, monkeypatch):
+    changed = preset("digits-hybrid-cosine", ["evaluation.num_samples=400"])
+    checkpoint.save(run, 1, {"experiment.json": preset("digits-hybrid-cosine").to_json().encode()})
+    storage.write_bytes(f"{run}/experiment.json", changed.to_json().encode())
+    monkeypatch.chdir(run)
+    assert checkpoint.load_experiment("checkpoints/step=00000001") == changed
+    with pytest.raises(CheckpointError, match=r"^checkpoints/step=00000002: there is no complete .*; complete are those of step 1$"):
+        checkpoint.file_names("checkpoints/step=00000002")
 
 
 def test_two_checkpoints_in_a_row_that_the_store_did_not_take_are_an_error(run):

@@ -18,6 +18,7 @@ from training.config.experiment import Experiment, SamplingConfig
 from training.config.presets import names, preset
 from training.diffusion.process import Denoiser
 from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample_loop
+from training.diffusion.schedules import cosine_betas
 from training.models.unet import UNet, make_model
 from training.storage import StorageError
 
@@ -198,6 +199,74 @@ def test_a_scheduler_that_an_old_diffusers_saved_has_the_defaults(tmp_path: Path
     import_diffusers(
         str(tmp_path / "theirs"), str(tmp_path / "run"), preset="cifar10-hybrid-cosine", overrides=[*_OF_THEIRS, "model.num_heads=8"]
     )
+
+
+def _saved(tmp_path: Path, experiment: Experiment) -> str:
+    files: dict[str, Any] = {checkpoint.EXPERIMENT: experiment.to_json().encode(), "model.pt": _random_model(experiment).state_dict()}
+    return checkpoint.save(str(tmp_path / "run"), 10, files)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_diffusers_draws_finite_images_at_every_step_also_beyond_the_last_timestep_of_training(tmp_path: Path, schedule: str) -> None:
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    experiment = preset("digits-tiny-hybrid-cosine", (*_SMALL, f"diffusion.schedule={schedule}"))
+    assert experiment.diffusion.num_timesteps == 400
+    export_diffusers(_saved(tmp_path, experiment), str(tmp_path / "folder"))
+    unet = UNet2DModel.from_pretrained(tmp_path / "folder", subfolder="unet").eval()
+    scheduler = DDPMScheduler.from_pretrained(tmp_path / "folder", subfolder="scheduler")
+    scheduler.set_timesteps(1000)
+    assert 0 < float(scheduler.betas.min()) < float(scheduler.betas.max()) < 1
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for t in scheduler.timesteps[:5]:
+            x = scheduler.step(unet(x, t).sample, t, x).prev_sample
+    assert bool(x.isfinite().all())
+
+
+def test_a_folder_that_an_earlier_version_exported_is_imported(tmp_path: Path) -> None:
+    """Its betas beyond the last timestep of training, 399 of 1000/400, are 0."""
+    experiment = preset("digits-tiny-hybrid-cosine", _SMALL)
+    export_diffusers(_saved(tmp_path, experiment), str(tmp_path / "folder"))
+    file = tmp_path / "folder" / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    betas = cosine_betas(400)
+    # alpha_bar is interpolated in log: from 398.8 to 399 is a fifth of the last step.
+    config["trained_betas"][998:] = [1 - float(1 - betas[399]) ** 0.2, 0.0]
+    file.write_text(json.dumps(config))
+    made = import_diffusers(str(tmp_path / "folder"), str(tmp_path / "back"))
+    assert checkpoint.load_experiment(made["checkpoint_uri"]) == experiment
+    config["trained_betas"][999] = 0.1
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="trained_betas is 1,000 values"):
+        import_diffusers(str(tmp_path / "folder"), str(tmp_path / "other"))
+
+
+def test_a_folder_with_fewer_timesteps_than_the_default_evaluation_takes_is_imported(tmp_path: Path) -> None:
+    spacings = ("evaluation.sampling.spacing=", "evaluation.scoring_sampling.spacing=")
+    words = ("diffusion.num_timesteps=15", "diffusion.rescale_timesteps=false", "evaluation.likelihood_steps=15")
+    experiment = preset("digits-tiny-hybrid-cosine", (*_SMALL, *words, *spacings))
+    export_diffusers(_saved(tmp_path, experiment), str(tmp_path / "folder"))
+    (tmp_path / "folder" / "experiment.json").unlink()  # as diffusers writes a folder
+    made = import_diffusers(str(tmp_path / "folder"), str(tmp_path / "back"))
+    evaluation = checkpoint.load_experiment(made["checkpoint_uri"]).evaluation
+    assert (evaluation.sampling.spacing, evaluation.scoring_sampling.spacing, evaluation.likelihood_steps) == ("15", "15", 15)
+
+
+def test_a_folder_with_another_scheduler_is_refused_with_what_writes_the_one_that_is_taken(tmp_path: Path) -> None:
+    from diffusers import DDIMScheduler, DDPMScheduler
+
+    _save_theirs(tmp_path)
+    folder = tmp_path / "theirs" / "scheduler"
+    scheduler = DDIMScheduler.from_config(DDPMScheduler.from_pretrained(folder).config)
+    scheduler.save_pretrained(folder)
+    overrides = [*_OF_THEIRS, "model.num_heads=8"]
+    with pytest.raises(UserError, match="is of the class DDIMScheduler, and only DDPMScheduler is taken; in diffusers, ") as caught:
+        import_diffusers(str(tmp_path / "theirs"), str(tmp_path / "run"), preset="cifar10-hybrid-cosine", overrides=overrides)
+    code = str(caught.value).partition("in diffusers, ")[2].partition(" writes")[0]
+    assert code == f"DDPMScheduler.from_config(pipeline.scheduler.config).save_pretrained('{folder}')"
+    DDPMScheduler.from_config(scheduler.config).save_pretrained(folder)
+    import_diffusers(str(tmp_path / "theirs"), str(tmp_path / "run"), preset="cifar10-hybrid-cosine", overrides=overrides)
 
 
 def test_a_folder_with_a_file_of_another_shape_is_refused_by_its_name(exported: Any, tmp_path: Path) -> None:

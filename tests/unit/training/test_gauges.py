@@ -1,4 +1,4 @@
-"""System metrics by MLflow's collectors; heartbeats that name the rank that hangs."""
+"""Memory and MFU of a training; system metrics by MLflow's collectors; heartbeats that name the rank that hangs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from training.config.experiment import Resources
+from training.config.presets import preset
 from training.distributed import heartbeats as heartbeat
 from training.distributed.heartbeats import Heartbeats
+from training.loop.gauges import Gauge
 from training.tracking import system_metrics
 from training.tracking.system_metrics import SystemMetrics
 
@@ -23,6 +26,17 @@ def test_the_machine_is_measured_by_mlflows_collectors_and_not_too_often(monkeyp
     values = metrics.read()
     assert values.keys() >= {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes", "system/disk_usage_percentage"}
     assert all(isinstance(value, float) for value in values.values())
+
+
+def test_a_training_on_the_processor_of_a_machine_with_a_gpu_has_the_processors_memory_and_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: 0)
+    experiment = preset("digits-tiny-hybrid-cosine")
+    on_processor = Gauge(experiment, Resources(), 1).read(900.0)
+    assert on_processor.keys() == {"memory_gib"}
+    assert on_processor["memory_gib"] > 0
+    assert Gauge(experiment, Resources(num_gpus_per_worker=1), 1).read(900.0).keys() == {"memory_gib", "mfu"}
 
 
 def test_a_rank_that_makes_no_progress_says_who_is_behind(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -312,6 +313,15 @@ def test_an_image_whose_loss_is_not_finite_is_left_out_of_every_mean() -> None:
     meter.add_losses(torch.tensor([0, 0, 3, 3]), torch.ones(4), terms, 4)
     metrics = meter.reduce(1)
     assert [metrics[name] for name in ("loss", "l_simple", "l_vlb", "loss_q0", "loss_q3")] == [2.0, 1.0, 3.0, 1.0, 3.0]
+
+
+def test_a_mean_of_nothing_is_not_a_number() -> None:
+    meter, nan = Meter(torch.device("cpu")), torch.full((4,), float("nan"))
+    meter.add_losses(torch.tensor([0, 1, 2, 3]), torch.ones(4), LossTerms(loss=nan, l_simple=nan, l_vlb=nan), 4)
+    meter.add_gradient(torch.tensor(float("nan")), torch.tensor(1.0))
+    metrics = meter.reduce(1)
+    assert {name for name, value in metrics.items() if math.isnan(value)} == {"loss", "l_simple", "l_vlb", "grad_norm"}
+    assert metrics["skipped"] == metrics["consecutive_skips"] == 1
 
 
 def test_a_run_that_stays_not_finite_ends_with_one_clear_error() -> None:

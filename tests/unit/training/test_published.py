@@ -106,6 +106,15 @@ def test_an_imported_file_is_a_checkpoint_with_its_experiment_and_bitwise_weight
         assert torch.equal(tensor, digits_state[name])
 
 
+def test_an_import_replaces_no_checkpoint(tmp_path: Path, digits_state: dict[str, Tensor]) -> None:
+    file, run = tmp_path / "model000700.pt", str(tmp_path / "run")
+    trained = checkpoint.save(run, 700, {"state.json": {"step": 700}})
+    torch.save(digits_state, file)
+    with pytest.raises(UserError, match=r"step=00000700: there is another checkpoint already; name a new run's directory"):
+        import_checkpoint(str(file), run, preset=DIGITS)
+    assert checkpoint.file_names(trained) == ("state.json",)
+
+
 def test_the_updates_are_those_of_the_released_codes_file_names_and_a_date_is_none() -> None:
     names = ("model200000.pt", "ema_0.9999_200000.pt", "cifar10_model200000.pt", "weights-20261130.pt", "20261130.pt")
     assert [step_of(name, presets.preset(DIGITS)) for name in names] == [200_000] * 3 + [presets.preset(DIGITS).optim.num_steps] * 2

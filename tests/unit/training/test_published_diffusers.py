@@ -248,6 +248,14 @@ def test_what_ours_cannot_express_is_refused_by_its_field(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_import_of_a_folder_replaces_no_checkpoint(tmp_path: Path) -> None:
+    save_folder(tmp_path / "folder", **FOLDERS["ddpm-cifar10-32"])
+    made = import_diffusers(str(tmp_path / "folder"), str(tmp_path / "run"))
+    assert import_diffusers(str(tmp_path / "folder"), str(tmp_path / "run")) == made, "the same content is found"
+    with pytest.raises(UserError, match=r"step=00500000: there is another checkpoint already; name a new run's directory"):
+        import_diffusers(str(tmp_path / "folder"), str(tmp_path / "run"), overrides=["data.name=cifar10"])
+
+
 class _Code:
     def __reduce__(self) -> Any:
         return print, ("ran",)

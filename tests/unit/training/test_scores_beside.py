@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
+from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import Resources
 from training.config.presets import preset
@@ -110,6 +112,34 @@ def test_a_damaged_checkpoint_that_is_written_again_has_one_score(tmp_path: Path
     hooks.should_stop(30)
     assert scorer.seen == [10, 20]
     side.close()
+
+
+def test_a_checkpoint_that_was_removed_before_an_outage_is_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 10, 20)
+    Path(checkpoint.checkpoint_uri(str(tmp_path), 20), "state.json").unlink()
+    clean, pool = checkpoint.clean, Pool()
+
+    def broken_off(run_uri: str) -> list[int]:
+        removed = clean(run_uri)
+        if removed:
+            raise storage.StorageError("no answer", transient=True)
+        return removed
+
+    monkeypatch.setattr("training.checkpoints.checkpoint.clean", broken_off)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    side = hooks_of(tmp_path, Scores([10, 20]), pool)
+    save_by(side, 20)
+    assert list(pool.submitted) == [20]
+    side.close()
+
+
+def test_the_start_removes_the_unfinished_snapshots_of_a_killed_process(tmp_path: Path) -> None:
+    left = tmp_path / "averages/checkpoints/step=00000010/.power_ema_0.1.pt.x.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    hooks_of(tmp_path, Scores([]), Pool()).close()
+    assert not left.exists()
 
 
 def save_by(side: RankZeroHooks, *steps: int) -> None:
@@ -227,6 +257,16 @@ def test_checkpoints_without_a_use_are_removed(tmp_path: Path) -> None:
     side.hooks().should_stop(50)
     side.close()
     assert checkpoint.steps(str(tmp_path)) == [10, 30, 40], "the scorer's choice and the latest two stay"
+
+
+def test_a_checkpoint_that_a_rollback_removed_takes_no_place_among_the_latest(tmp_path: Path) -> None:
+    save(tmp_path, 10, 20, 30, 33)
+    side = hooks_of(tmp_path, Scores([10, 20, 30]), Pool())
+    checkpoint.remove(str(tmp_path), [33])
+    side.go_back_to(30)
+    side.hooks().should_stop(40)
+    side.close()
+    assert checkpoint.steps(str(tmp_path)) == [10, 20, 30]
 
 
 @pytest.mark.parametrize("has_scorer", [True, False])

@@ -40,7 +40,7 @@ def ddim_sample(
 
     Args:
         k: Position in the chain, 0 the least noisy.
-        noise: z, N(0, 1); without effect where eta is 0.
+        noise: z, N(0, 1); without effect where eta is 0 and the process does not know the errors of x_0.
         eta: 0 is deterministic, 1 is ancestral sampling with the fixed small variance.
     """
     alpha_bar_prev = float(process.alpha_bars_prev[k])
