@@ -106,7 +106,7 @@ def specification(pipeline: Any) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline, str(path))
-        return parse_documents(path.read_text())
+        return parse_documents(path.read_text(encoding="utf-8"))
 
 
 def local_specification(pipeline: Any) -> dict[str, Any]:

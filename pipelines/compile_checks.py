@@ -106,8 +106,9 @@ def _root_problems(spec: dict[str, Any]) -> Iterator[str]:
         literals = definition.get("literals")
         if literals and definition.get("defaultValue") not in literals:
             yield f"parameter {parameter}: its default {definition.get('defaultValue')!r} is not among {literals}"
+    image = str(_parameters(spec).get(IMAGE_PARAMETER, {}).get("defaultValue", ""))
     try:
-        image_from(str(_parameters(spec).get(IMAGE_PARAMETER, {}).get("defaultValue", "")), variable=f"parameter {IMAGE_PARAMETER}")
+        image_from(image, variable=f"parameter {IMAGE_PARAMETER} (IDDPM_IMAGE)")
     except ImageError as error:
         yield str(error)
 

@@ -73,6 +73,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     positions = {name: position for position, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: positions.get(item.path.stem, len(positions)))
     absent = {marker for marker, variable in _FILES.items() if variable not in os.environ}
+    if not any(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        absent.add("postgresql")
     deselected = [item for item in items if any(item.get_closest_marker(marker) for marker in absent)]
     if deselected:
         config.hook.pytest_deselected(items=deselected)

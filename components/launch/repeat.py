@@ -1,6 +1,6 @@
 """Repeat work that was lost for a reason that may pass: a service away, a process or a machine gone, too little memory.
 
-Kubeflow Pipelines starts a step again only if its pod was stopped or could not start (`k8s/overlays/kfp/workflow-defaults.yaml`). A step
+Kubeflow Pipelines starts a step again only if its pod was stopped or could not start (`k8s/components/kfp/workflow-defaults.yaml`). A step
 that ends with an error, and one whose process was killed in its pod, fail for good. So these are repeated here.
 """
 

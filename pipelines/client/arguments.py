@@ -15,7 +15,7 @@ from typing import Any
 
 from components.cluster.workflows import require_sweep_fits
 from components.container.image import VERSION, image_from
-from components.launch.resources import merge_resources, read_resources
+from components.launch.resources import MAP_ENTRY, merge_resources, read_resources
 from components.steps.settings import read_data_options, refuse_sources, require_force_from, resolve_experiment_form
 from pipelines.compile import PIPELINES, compiled
 from pipelines.compile_checks import parse_documents
@@ -249,11 +249,14 @@ def change_for_retry(
         arguments = {name: value for name, value in {**defaults, **given}.items() if name not in gone} | {"image": image}
     if force_from:
         arguments[FORCE_FROM] = force_from
+    stages: set[str] = set()
     for word in _profiles_first(resources):
         stage = word.partition("=")[0].partition(".")[0]
         arguments.setdefault(f"{stage}{_RESOURCES}", defaults.get(f"{stage}{_RESOURCES}", ""))
         _change_resources(pipeline, arguments, word)
-        read_resources(arguments[f"{stage}{_RESOURCES}"], stage=stage)
+        stages.add(stage)
+    for stage in sorted(stages):  # after all words: fields may fit together alone
+        _read_for_cluster(arguments[f"{stage}{_RESOURCES}"], stage)
     if image:  # without one the run's own version takes its own arguments again
         _check(pipeline, arguments)
         _check_for_cluster(pipeline, arguments)
@@ -279,11 +282,16 @@ def _check_for_cluster(pipeline: CompiledPipeline, arguments: Mapping[str, Any])
         if alone and "/" in chosen["data_source"] and Path(chosen["data_source"]).exists():
             raise ArgumentsError(f"--param data_source={chosen['data_source']}: is on this machine, and no step sees it; copy it to S3")
     for stage in _stages(pipeline):
-        address = read_resources(chosen[f"{stage}{_RESOURCES}"], stage=stage).ray_address
-        if address and not address.startswith(("http://", "https://")):
-            raise ArgumentsError(
-                f"{stage}{_RESOURCES}.ray_address {address}: a step's pod is not on that cluster; give its dashboard, like http://HEAD:8265"
-            )
+        _read_for_cluster(chosen[f"{stage}{_RESOURCES}"], stage)
+
+
+def _read_for_cluster(text: str, stage: str) -> None:
+    """Refuse resources that do not fit, and the address of a standing Ray cluster that a step's pod could not use."""
+    address = read_resources(text, stage=stage).ray_address
+    if address and not address.startswith(("http://", "https://")):
+        raise ArgumentsError(
+            f"{stage}{_RESOURCES}.ray_address {address}: a step's pod is not on that cluster; give its dashboard, like http://HEAD:8265"
+        )
 
 
 def _require_models(chosen: Mapping[str, Any]) -> None:
@@ -392,11 +400,13 @@ def _change_resources(pipeline: CompiledPipeline, arguments: dict[str, Any], wor
         )
     name = f"{stage}{_RESOURCES}"
     text = _chosen(pipeline, arguments)[name]
-    arguments[name] = merge_resources(text, {field: _plain(value)}, stage=stage) if field else value
+    arguments[name] = merge_resources(text, {field: _plain(field, value)}, stage=stage) if field else value
 
 
-def _plain(text: str) -> Any:
+def _plain(field: str, text: str) -> Any:
+    """Return the value of a field that is written as JSON, or as bare text. What is text anyway stays as it is written: 2.20 is not 2.2."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return text
+    return text if MAP_ENTRY.fullmatch(field) and not isinstance(value, str) else value

@@ -116,23 +116,28 @@ def _normalized(address: str) -> str:
     bare = address.strip().rpartition("://")[2]
     if contains_password(address):  # first of all: the messages below show the address
         raise UserError(f"the endpoint must not contain a password; give a token by --token-file or {TOKEN_VARIABLE}")
-    split = urlsplit(address.strip())
-    if split.scheme not in ("http", "https"):
-        scheme = "http" if address.startswith(_LOOPBACK) else "https"
-        raise UserError(f"the endpoint {address!r} starts with neither http:// nor https://; did you mean {scheme}://{bare}?")
+    # Not every password is recognised in a malformed address. So one with an @ is not shown, nor an error, which quotes it.
+    is_shown = "@" not in address
+    shown = f"the endpoint {address!r}" if is_shown else "the endpoint"
+    usual = "write it like https://kfp.example.com"
     try:
+        split = urlsplit(address.strip())
         host, _ = split.hostname, split.port
     except ValueError as error:
-        raise UserError(f"the endpoint {address!r} is malformed: {error}; write it like https://kfp.example.com") from error
+        raise UserError(f"{shown} is malformed{f': {error}' if is_shown else ''}; {usual}") from None
+    if split.scheme not in ("http", "https"):
+        scheme = "http" if address.startswith(_LOOPBACK) else "https"
+        advice = f"did you mean {scheme}://{bare}?" if is_shown else usual
+        raise UserError(f"{shown} starts with neither http:// nor https://; {advice}")
     if not host:
-        raise UserError(f"the endpoint {address!r} has no host; write it like https://kfp.example.com")
+        raise UserError(f"{shown} has no host; {usual}")
     # The UI's address from a browser ("http://host/#/runs") is accepted: the UI passes requests on to the API.
     return urlunsplit((split.scheme, split.netloc, split.path, "", "")).rstrip("/")
 
 
 def _read_token(path: Path) -> str:
     try:
-        token = path.read_text()
+        token = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(f"--token-file {path} cannot be read: {reason}") from error

@@ -147,7 +147,7 @@ class _Obstacles:
             workflow = self._kfp.workflow(self._run_id)
         except KfpError:
             return  # the run itself is followed with more patience
-        if workflow is None or is_cancelled(workflow):
+        if not workflow or is_cancelled(workflow):
             return
         for attempt in attempts(workflow):
             waits = attempt.phase == "Pending" and attempt.message not in _STARTING

@@ -210,7 +210,7 @@ def _health(client: kfp.Client, address: str) -> dict[str, Any]:
 def _own_namespace() -> str:
     """Return the namespace of this pod; empty outside of a pod."""
     try:
-        with open(kfp.Client._NAMESPACE_PATH) as file:  # noqa: PTH123 - KFP's constant
+        with open(kfp.Client._NAMESPACE_PATH, encoding="utf-8") as file:  # noqa: PTH123 - KFP's constant
             return file.read().strip()
     except OSError:
         return ""

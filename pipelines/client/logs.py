@@ -56,7 +56,7 @@ def show_logs(
     while True:
         has_ended = patiently(kfp.client.get_run, run_id).state in FINISHED
         workflow = patiently(kfp.workflow, run_id)
-        tries = attempts(workflow)
+        tries = attempts(workflow) if workflow else []  # KFP has none before Argo has seen it
         there = [each for each in tries if not each.is_driver]
         refused = [each for each in tries if each.is_driver and each.has_failed and step in ("", each.step)]
         wanted = [each for each in there if not step or each.step == step or each.step.startswith(f"{step} (")]

@@ -36,7 +36,7 @@ class PortForward:
         self._namespace, self._service, self._port = namespace, service, port
         self.local_port = free_ports(1)[0]
         self._process: subprocess.Popen[str] | None = None
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - lives as long as this object
+        self._errors = tempfile.TemporaryFile("w+", errors="replace", encoding="utf-8")  # noqa: SIM115 - lives as long as this object
 
     @property
     def url(self) -> str:

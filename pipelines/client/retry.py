@@ -55,6 +55,8 @@ def retry(kfp: Kfp, run_id: str, *, image: str = "", resources: Sequence[str] = 
     # Who uploads a pipeline in the UI chooses its name on the server, so only the specification tells whose it is.
     name = str(spec.get("pipelineInfo", {}).get("name", ""))
     ours = [f"{_PREFIX}{each}" for each in PIPELINES]
+    if old is None and PipelineNames(kfp).find(run) in ours:
+        raise UserError(f"run {run_id} has no uploaded version of its pipeline, which a retry starts; `iddpm submit` starts another run")
     if name not in ours:
         raise UserError(
             f"run {run_id} is of pipeline {name or PipelineNames(kfp).find(run)}; only runs of {', '.join(ours)} can be retried"

@@ -109,9 +109,11 @@ def apply(kfp: Kfp, pipeline: CompiledPipeline, spec: ScheduleSpec, *, create_ex
         current = _oldest(existing, digest)
         if current is None:
             raise KfpError(f"KFP created schedule {spec.name!r} and does not list it; look with 'iddpm schedule list'")
-    for each in existing:
-        if each.recurring_run_id != current.recurring_run_id and _digest(each) is not None:
-            _delete(kfp, each.recurring_run_id)
+    others = [each for each in existing if each.recurring_run_id != current.recurring_run_id and _digest(each) is not None]
+    if outcome == "unchanged":  # what an earlier command could not delete; otherwise they were looked at before the new one was made
+        _refuse_while_runs_go_on(kfp, others)
+    for each in others:
+        _delete(kfp, each.recurring_run_id)
     return AppliedSchedule(
         outcome=outcome, schedule_id=current.recurring_run_id, version=version, experiment=experiment, paused=current.mode == "DISABLE"
     )

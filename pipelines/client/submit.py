@@ -167,7 +167,7 @@ def _version_id(kfp: Kfp, pipeline_id: str, name: str) -> str | None:
 def _upload(kfp: Kfp, pipeline: CompiledPipeline, pipeline_id: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{pipeline.name}.yaml"
-        path.write_text(pipeline.text)
+        path.write_text(pipeline.text, encoding="utf-8")
         version = kfp.call_silently(
             kfp.client.upload_pipeline_version, str(path), pipeline_version_name=pipeline.version_name, pipeline_id=pipeline_id
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from components.cluster.cluster_api import ClusterApi
 from components.cluster.connection import in_cluster
+from components.cluster.names import amount
 from pipelines.client.kfp_client import KNOWN_VERSION
 from pipelines.doctor.findings import ASK_ADMINISTRATOR, FAILURE, OK, WARNING, Finding
 from pipelines.doctor.room import is_ready
@@ -185,11 +186,14 @@ def check_gpus(scope: Scope) -> Iterator[Finding]:
         yield Finding(WARNING, "gpus", f"nodes cannot be seen: {answer.reason}", ASK_ADMINISTRATOR)
         return
     nodes = [node for node in answer.body.get("items", []) if is_ready(node)]
-    offered = [{name: int(count) for name, count in node["status"].get("allocatable", {}).items() if _GPU.search(name)} for node in nodes]
+    offered = [
+        {name: int(amount(str(count))) for name, count in node["status"].get("allocatable", {}).items() if _GPU.search(name)}
+        for node in nodes
+    ]
     names = sorted({name for node in offered for name, count in node.items() if count})
     if not names:
         yield Finding(WARNING, "gpus", f"none of {len(nodes)} ready node(s) offers {GPU}")
-    kinds = sorted({str(node["metadata"].get("labels", {}).get("nvidia.com/gpu.product", "")) for node in nodes} - {""})
+    kinds = sorted({str((node["metadata"].get("labels") or {}).get("nvidia.com/gpu.product", "")) for node in nodes} - {""})
     of = f" ({', '.join(kinds)})" if kinds else ""
     for name in names:
         counts = [node[name] for node in offered if node.get(name)]

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from components.cluster.cluster_api import ClusterApi
 from components.cluster.connection import KubernetesError
@@ -25,74 +26,50 @@ from pipelines.doctor.pod_environment import check_sources, find_sources
 from pipelines.doctor.room import check_room
 from pipelines.doctor.scope import Check, Scope
 from pipelines.doctor.services import check_bucket, check_kfp, check_mlflow
+from training.config.errors import UserError, lines_of
+from training.config.redaction import without_secrets
 
 CHECKS: tuple[Check, ...] = (
-    Check("kfp's parts", "Is Kubeflow Pipelines installed, and up?", "", cluster.check_kfp_parts),
+    Check("kfp's parts", "", cluster.check_kfp_parts),
     Check(
         "kfp's settings",
-        "Are driver and launcher of the server's release, and do steps start while MLflow is away?",
         "take the images of the server's release; in its config.json set injectUserEnvVars to false, as steps need no plugin",
         platform.check_kfp_settings,
     ),
-    Check("kuberay", "Is KubeRay installed, and up?", "", cluster.check_kuberay),
-    Check("kueue", "Do the queues that a run names exist?", "create the LocalQueue, or leave queue out", platform.check_queues),
+    Check("kuberay", "", cluster.check_kuberay),
+    Check("kueue", "create the LocalQueue, or leave queue out", platform.check_queues),
     Check(
         "rayjobs",
-        "Does one training run in two namespaces?",
         "cancel one of the two runs, or give one another storage_root_uri: they write to the same directory",
         platform.check_rayjob_names,
     ),
-    Check("accounts", "Are the service accounts of runs there?", "", cluster.check_accounts),
-    Check("rights", "May the account of runs do what a RayJob needs?", "", cluster.check_rights),
+    Check("accounts", "", cluster.check_accounts),
+    Check("rights", "", cluster.check_rights),
     Check(
         "gpus",
-        "Which GPUs do the nodes offer?",
         "steps with GPUs would wait for ever: add nodes with NVIDIA's device plugin, or train without GPUs",
         cluster.check_gpus,
     ),
     Check(
         "room",
-        "Do the nodes have room for the pods of a run?",
         "ask for less (--resources), tolerate the nodes' taints, or add nodes; an autoscaler adds some by itself if it has such nodes",
         check_room,
     ),
     Check(
         "network plugin",
-        "Are network policies enforced?",
         "is there a plugin that enforces them, like Calico or Cilium? Without one every pod of the cluster reaches MLflow",
         platform.check_network_plugin,
     ),
     Check(
         "storage class",
-        "Do the services get their volumes?",
         "make a StorageClass the default, or name one in the claims of your overlay; see 'kubectl -n iddpm describe pvc'",
         platform.check_storage_class,
     ),
-    Check("services", "Do the pods of the services start?", "see 'kubectl -n iddpm describe pod'", platform.check_services_pods),
-    Check(
-        "namespaces",
-        "Do the services admit the pods of runs?",
-        "see k8s/README.md, 'For platform teams': several users, Istio",
-        platform.check_namespaces,
-    ),
-    Check(
-        "s3 credentials",
-        "Do pods have keys of S3, or an identity?",
-        "",
-        check_identity,
-    ),
-    Check(
-        "environment",
-        "Are the Secrets and config maps of pods whole?",
-        "",
-        lambda it: check_sources(it.cluster, it.sources, it.environment),
-    ),
-    Check(
-        "image",
-        "Can nodes run the project's image?",
-        "",
-        lambda it: check_image(it.cluster, it.image, account=it.account, in_pod=it.pull_image),
-    ),
+    Check("pods of the services", "see 'kubectl -n iddpm describe pod'", platform.check_services_pods),
+    Check("namespaces", "see k8s/README.md, 'For platform teams': several users, Istio", platform.check_namespaces),
+    Check("s3 credentials", "", check_identity),
+    Check("environment of pods", "", lambda it: check_sources(it.cluster, it.sources, it.environment)),
+    Check("image", "", lambda it: check_image(it.cluster, it.image, account=it.account, in_pod=it.pull_image)),
 )
 
 
@@ -149,16 +126,27 @@ def _checks(
             pull_image=pull_image,
         )
         for check in CHECKS:
-            for finding in check.ask(scope):
+            for finding in _findings(check.name, functools.partial(check.ask, scope)):
                 yield finding if finding.state == OK or finding.remedy else dataclasses.replace(finding, remedy=check.remedy)
         environment = scope.environment
     else:  # the variables of this process stand in for those of a run's pod
-        variables = {variable for source in sources for variable in source.variables.values()}
+        variables = {variable for source in sources for variable in (*source.variables.values(), *source.more.values())}
         environment = {name: value for name, value in os.environ.items() if name in variables}
-    yield from check_kfp(connection)
     port_forward = connection.port_forward and api is not None
-    yield from check_bucket(environment, bucket, port_forward=port_forward)
-    yield from check_mlflow(environment, port_forward=port_forward)
+    yield from _findings("kfp", lambda: check_kfp(connection))
+    yield from _findings("bucket", lambda: check_bucket(environment, bucket, port_forward=port_forward))
+    yield from _findings("mlflow", lambda: check_mlflow(environment, port_forward=port_forward))
+
+
+def _findings(name: str, ask: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """Yield what a check finds; its own error is a failure too, so that the others are made and no finding is lost."""
+    try:
+        yield from ask()
+    except Exception as error:
+        said = without_secrets(" ".join(lines_of(error)))
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        remedy = "correct the value, if it is a setting of yours; if it is right, this is an error of `iddpm doctor`: report it"
+        yield Finding(FAILURE, name, f"could not be checked: {kind}{said}", remedy)
 
 
 def _connect(namespace: str) -> tuple[ClusterApi | None, Finding]:
@@ -167,5 +155,5 @@ def _connect(namespace: str) -> tuple[ClusterApi | None, Finding]:
     except (KubernetesError, ProxySettingsError) as error:
         remedy = "set KUBECONFIG to your cluster's file, and try it with 'kubectl get nodes'. Nothing in the cluster was checked"
         return None, Finding(FAILURE, "kubernetes", str(error).partition(";")[0], remedy)
-    finding = cluster.check_kubernetes(api)
+    (finding,) = _findings("kubernetes", lambda: [cluster.check_kubernetes(api)])
     return (None if finding.state == FAILURE else api), finding

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import yaml
+
 from components.cluster.cluster_api import ClusterApi, Response
 from components.cluster.names import S3_SECRET, SERVICES_CONFIG_MAP
 from pipelines.doctor.findings import ASK_ADMINISTRATOR, FAILURE, OK, WARNING, Finding
@@ -15,6 +17,8 @@ from pipelines.doctor.pods import restricted_pod
 from pipelines.doctor.scope import Scope
 
 _SUBJECT = "s3 credentials"
+_LAUNCHER = "kfp-launcher"
+"""KFP's config map that says where its launcher keeps artifacts, and with which credentials."""
 _ACCOUNTS = ("iddpm-reaper", "iddpm-gc")
 """Service accounts in the namespace of runs whose pods reach S3, beside those of steps and of Ray's pods."""
 _EKS_ROLE = "eks.amazonaws.com/role-arn"
@@ -31,7 +35,8 @@ _SECONDS = 60
 def check_identity(scope: Scope) -> Iterator[Finding]:
     """Check that pods have either keys of S3 or an identity of the platform, and that they know where to exchange a role for keys."""
     cluster = scope.cluster
-    secret = cluster.get(f"/api/v1/namespaces/{cluster.namespace}/secrets/{S3_SECRET}")
+    yield from _check_launcher(cluster)
+    secret = cluster.get(_path(cluster, "secrets", S3_SECRET))
     if secret.status != 404:
         yield Finding(OK, _SUBJECT, f"keys of Secret {S3_SECRET}" if secret.ok else f"cannot be seen: {secret.reason}")
         return
@@ -56,6 +61,22 @@ def check_identity(scope: Scope) -> Iterator[Finding]:
         yield Finding(FAILURE, _SUBJECT, message, remedy)
     elif pods and all(_has_identity(pod) for pod in pods.values()):
         yield Finding(OK, _SUBJECT, f"pods of {', '.join(pods)} get the platform's identity; there are no keys")
+
+
+def _check_launcher(cluster: ClusterApi) -> Iterator[Finding]:
+    """Check that the Secret is there from which KFP's launcher takes the keys of artifacts, where its settings name one."""
+    providers = (cluster.get(_path(cluster, "configmaps", _LAUNCHER)).body.get("data") or {}).get("providers")
+    try:
+        credentials = yaml.safe_load(providers or "")["s3"]["default"]["credentials"]
+        name = "" if credentials.get("fromEnv") else str(credentials["secretRef"]["secretName"])
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return  # no settings of its own, or of a form that is not known here
+    if name and cluster.get(_path(cluster, "secrets", name)).status == 404:
+        message = (
+            f"takes the keys of artifacts from Secret {name}, which is not in namespace {cluster.namespace}: steps of a run would fail"
+        )
+        remedy = "create the Secret; without keys list components/keyless-s3 in k8s/overlays/kfp after components/kfp, and apply it again"
+        yield Finding(FAILURE, f"config map {_LAUNCHER}", message, remedy)
 
 
 def _path(cluster: ClusterApi, resource: str, name: str) -> str:

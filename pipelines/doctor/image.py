@@ -39,7 +39,7 @@ def _check_on_nodes(cluster: ClusterApi, reference: str) -> Finding:
     num_having = sum(1 for node in nodes if not _image_names(node).isdisjoint(_names_on_nodes(reference)))
     if nodes and num_having == len(nodes):
         return Finding(OK, subject, f"is on {'the node' if len(nodes) == 1 else f'all {len(nodes)} nodes'}")
-    if _registry(reference):
+    if "/" in reference:  # without a registry's host it is Docker Hub's
         message = f"is on {num_having} of {len(nodes)} nodes; whether the others can pull it cannot be seen from here"
         return Finding(WARNING, subject, message, f"{_TRY_POD}; a private registry needs imagePullSecrets on the service account")
     if num_having:
@@ -95,14 +95,19 @@ def _check_in_pod(cluster: ClusterApi, reference: str, account: str) -> Finding:
 
 
 def _check_pod(subject: str, pod: Any, seconds: float) -> Finding | None:
-    """Judge the image by a pod's status; None while it is undecided."""
+    """Judge the image by a pod's status; None while it is undecided, as only the end of its command tells that it can run."""
     status = pod.get("status", {})
     state: dict[str, Any] = next((each.get("state", {}) for each in status.get("containerStatuses", [])), {})
     node = pod.get("spec", {}).get("nodeName", "a node")
-    if "running" in state or "terminated" in state:
+    ended, waiting = state.get("terminated"), state.get("waiting", {})
+    reason, message = (str((ended or waiting).get(name) or "") for name in ("reason", "message"))
+    message = " ".join(message.split())[:200]
+    if ended and ended.get("exitCode"):
+        remedy = "is it built for the processors of the nodes ('kubectl get nodes -L kubernetes.io/arch')? Build it with 'make image'"
+        words = ": ".join(word for word in (reason, message) if word)
+        return Finding(FAILURE, subject, f"{node} has it, but it does not run: {words} (exit code {ended['exitCode']})", remedy)
+    if ended:
         return Finding(OK, subject, f"{node} has started a pod with it after {format_duration(seconds)}")
-    waiting = state.get("waiting", {})
-    reason, message = waiting.get("reason", ""), " ".join(waiting.get("message", "").split())[:200]
     if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"):
         remedy = "is the reference right, and may the nodes pull it? A private registry needs imagePullSecrets on the service account"
         return Finding(FAILURE, subject, f"{node} cannot pull it: {message or reason}", remedy)

@@ -34,9 +34,11 @@ def read_manifests(source: str) -> list[dict[str, Any]]:
         text = built.stdout
     else:
         try:
-            text = Path(source).read_text()
+            text = Path(source).read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"{source} can't be read ({error.strerror}); name a folder, a file, or - for a pipe") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{source} can't be read (it is not text); name a folder, a file, or - for a pipe") from None
     try:
         return [each for each in yaml.safe_load_all(text) if isinstance(each, dict)]
     except yaml.YAMLError as error:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.cluster.cluster_api import Response
 from pipelines.doctor.findings import ASK_ADMINISTRATOR, FAILURE, OK, WARNING, Finding
 from pipelines.doctor.scope import Scope
-from training.config.addresses import is_cluster_internal
+from training.config.addresses import contains_password, is_cluster_internal
 
 SERVICES_NAMESPACE = "iddpm"
 _ENFORCING = ("calico", "canal", "cilium", "antrea", "kube-router", "weave", "ovn", "kindnet", "anetd", "azure-npm", "aws-eks-nodeagent")
@@ -55,17 +55,11 @@ def check_storage_class(scope: Scope) -> Iterator[Finding]:
 
 
 def check_services_pods(scope: Scope) -> Iterator[Finding]:
-    """Name pods of the services that don't run, with the reason that Kubernetes gives."""
+    """Name pods of the services that don't serve, with the reason that Kubernetes gives."""
     answer = scope.cluster.get(f"/api/v1/namespaces/{SERVICES_NAMESPACE}/pods")
-    waiting = []
-    for pod in answer.body.get("items", []):
-        status = pod.get("status", {})
-        for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
-            reason = container.get("state", {}).get("waiting", {}).get("reason", "")
-            if reason and reason not in ("PodInitializing", "ContainerCreating"):
-                waiting.append(f"{pod['metadata']['name']} ({container['name']}: {reason})")
+    waiting = [f"{pod['metadata']['name']} ({reason})" for pod in answer.body.get("items", []) for reason in _obstacles(pod)]
     if waiting:
-        yield Finding(FAILURE, "pods of the services", f"do not start: {', '.join(waiting)}")
+        yield Finding(FAILURE, "pods of the services", f"do not start, or are not ready: {', '.join(waiting)}")
     elif answer.ok and not answer.body.get("items"):
         remedy = "'kubectl apply -k' of your overlay creates them (k8s/README.md, step 6)"
         yield Finding(WARNING, "pods of the services", f"there are none in namespace {SERVICES_NAMESPACE}", remedy)
@@ -73,6 +67,27 @@ def check_services_pods(scope: Scope) -> Iterator[Finding]:
         yield Finding(OK, "pods of the services", f"none of {len(answer.body.get('items', []))} waits in namespace {SERVICES_NAMESPACE}")
     else:
         yield Finding(WARNING, "pods of the services", f"cannot be seen{_reason(answer)}")
+
+
+def _obstacles(pod: Mapping[str, Any]) -> list[str]:
+    """Return why a pod does not serve, in Kubernetes' words. A pod that is going, or has ended, need not; that of a Job must only start."""
+    status = pod.get("status", {})
+    if "deletionTimestamp" in pod["metadata"] or status.get("phase") in ("Succeeded", "Failed"):
+        return []
+    unmet = {each["type"]: each for each in status.get("conditions") or () if each["status"] == "False"}
+    if "PodScheduled" in unmet:
+        return [_words(unmet["PodScheduled"])]
+    reasons = [
+        f"{container['name']}: {reason}"
+        for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ()))
+        if (reason := container.get("state", {}).get("waiting", {}).get("reason", "")) not in ("", "PodInitializing", "ContainerCreating")
+    ]
+    is_of_job = any(owner["kind"] == "Job" for owner in pod["metadata"].get("ownerReferences") or ())
+    return reasons or ([_words(unmet["Ready"])] if "Ready" in unmet and not is_of_job else [])
+
+
+def _words(condition: Mapping[str, Any]) -> str:
+    return ": ".join(str(condition[name]) for name in ("reason", "message") if condition.get(name))
 
 
 def check_queues(scope: Scope) -> Iterator[Finding]:
@@ -134,12 +149,13 @@ def check_kfp_settings(scope: Scope) -> Iterator[Finding]:
         return
     pod = answer.body["spec"]["template"]["spec"]
     (server, *_) = pod["containers"]
-    images = {each["name"]: each["value"] for each in server.get("env") or () if each["name"] in ("V2_DRIVER_IMAGE", "V2_LAUNCHER_IMAGE")}
-    other = sorted(image for image in images.values() if _tag(image) != _tag(server["image"]))
+    names = ("V2_DRIVER_IMAGE", "V2_LAUNCHER_IMAGE")
+    # What comes from a config map is not seen here, and a digest does not tell the release.
+    images = {each["name"]: each["value"] for each in server.get("env") or () if each["name"] in names and each.get("value")}
+    release = _tag(server["image"])
+    other = sorted(image for image in images.values() if release and _tag(image) not in ("", release))
     if other:
-        yield Finding(
-            WARNING, "kfp driver and launcher", f"{', '.join(other)} are of another release than the server ({_tag(server['image'])})"
-        )
+        yield Finding(WARNING, "kfp driver and launcher", f"{', '.join(other)} are of another release than the server ({release})")
     elif images:
         yield Finding(OK, "kfp driver and launcher", ", ".join(sorted(images.values())))
     maps = [volume["configMap"]["name"] for volume in pod.get("volumes") or () if "configMap" in volume]
@@ -155,7 +171,9 @@ def check_kfp_settings(scope: Scope) -> Iterator[Finding]:
         if settings.get("defaultExperimentName") == _TRAININGS:
             wrong.append(f"defaultExperimentName is {_TRAININGS}: its runs of pipelines and steps stand among the trainings")
         link = settings.get("mlflowBaseURL") or plugin.get("endpoint", "")
-        if is_cluster_internal(link):
+        if contains_password(link):
+            wrong.append("KFP's links to MLflow show a password: remove it from the address")
+        elif is_cluster_internal(link):
             wrong.append(f"KFP's links to MLflow begin with {link}, which no browser outside opens: set settings.mlflowBaseURL")
         yield Finding(WARNING if wrong else OK, "mlflow plugin", f"is on; {'; '.join(wrong) or 'steps start while MLflow is away'}")
 

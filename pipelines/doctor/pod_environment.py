@@ -52,7 +52,9 @@ def find_sources(platforms: Iterable[Mapping[str, Any]]) -> list[EnvironmentSour
             for kind, (entries, key, name, _) in _KINDS.items():
                 for each in executor.get(entries, ()):
                     # A step exports MLflow's variables without their prefix, see `training.tracking.client`.
-                    variables = {entry[key]: entry["envVar"].removeprefix("IDDPM_") for entry in each["keyToEnv"]}
+                    variables = {
+                        entry[key]: entry["envVar"].replace("IDDPM_MLFLOW_TRACKING", "MLFLOW_TRACKING") for entry in each["keyToEnv"]
+                    }
                     optional = bool(each.get("optional"))
                     source = EnvironmentSource(kind=kind, name=each[name], variables=variables, optional=optional)
                     first = found.setdefault((kind, source.name), source)

@@ -42,6 +42,13 @@ def check_room(scope: Scope) -> Iterator[Finding]:
             yield Finding(OK, f"room for {stage}", f"{text}, fit what the nodes have free")
         elif _fit(wanted, _free(usable, [])):
             yield Finding(WARNING, f"room for {stage}", f"{text}, wait until other pods end")
+        elif _fit([_tolerating(pod) for pod in wanted], _free(usable, [])):
+            message = f"{text}, fit only nodes with the taint {resources.gpu_type}, which they do not tolerate"
+            remedy = (
+                "give tolerations (--resources), unless the cluster adds them to pods that ask for GPUs, as GKE does (admission plugin "
+                "ExtendedResourceToleration): that can't be seen from here"
+            )
+            yield Finding(WARNING, f"room for {stage}", message, remedy)
         else:
             state = WARNING if _has_autoscaler(scope) else FAILURE
             yield Finding(state, f"room for {stage}", f"{text}, do not fit on {len(usable)} ready node(s), even if these were empty")
@@ -65,6 +72,12 @@ def _pods_of(resources: StageResources) -> list[_Pod]:
         pods.append(_Pod({"cpu": amount(options.head_cpu), "memory": amount(options.head_memory)}, {}, ()))
         pods += [_Pod(worker, resources.node_selector, resources.tolerations)] * (resources.num_workers // resources.workers_per_pod)
     return pods
+
+
+def _tolerating(pod: _Pod) -> _Pod:
+    """Return the pod with what the admission plugin ExtendedResourceToleration adds: it tolerates the taints of the devices it asks for."""
+    devices = [name for name, value in pod.amounts.items() if name not in ("cpu", "memory") and value]
+    return pod._replace(tolerations=[*pod.tolerations, *({"key": name, "operator": "Exists", "effect": "NoSchedule"} for name in devices)])
 
 
 def _fit(pods: Sequence[_Pod], nodes: Sequence[_Node]) -> bool:

@@ -39,9 +39,8 @@ class Scope:
 
 
 class Check(NamedTuple):
-    """A check: its name, the question that it answers, the remedy where a finding has none of its own, and the function that asks."""
+    """A check: its name, the remedy where a finding has none of its own, and the function that asks."""
 
     name: str
-    question: str
     remedy: str
     ask: Callable[[Scope], Iterator[Finding]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -21,6 +22,7 @@ from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
 from training import storage
 from training.config.addresses import contains_password, without_passwords
 from training.config.errors import UserError
+from training.tracking.client import PUBLIC_VARIABLE
 
 _CLUSTER_HOST = re.compile(r"(?P<service>[a-z0-9-]+)\.(?P<namespace>[a-z0-9-]+)\.svc(\.cluster\.local)?")
 _PROBE = ".iddpm-doctor"
@@ -42,15 +44,21 @@ def reachable(address: str, *, port_forward: bool) -> Iterator[str]:
     Raises:
         UnreachableError: It is an address inside the cluster and no port may be forwarded.
         PortForwardError: kubectl does not forward it.
+        UserError: It is malformed.
     """
-    split = urlsplit(address)
-    match = _CLUSTER_HOST.fullmatch(split.hostname or "")
+    try:
+        split = urlsplit(address)
+        host, port = split.hostname or "", split.port
+    except ValueError as error:
+        shown = "its address" if "@" in address else f"{address} ({error})"  # what stands before an @ may be a password
+        raise UserError(f"{shown} is malformed: correct it in config map iddpm-services") from None
+    match = _CLUSTER_HOST.fullmatch(host)
     if match is None or os.environ.get("KUBERNETES_SERVICE_HOST"):
         yield address
     elif not port_forward:
         raise UnreachableError(f"{split.netloc} is an address inside the cluster")
     else:
-        with forward_port(match["namespace"], match["service"], split.port or (443 if split.scheme == "https" else 80)) as forward:
+        with forward_port(match["namespace"], match["service"], port or (443 if split.scheme == "https" else 80)) as forward:
             yield forward.url
 
 
@@ -92,7 +100,7 @@ def check_bucket(environment: Mapping[str, str], bucket: str, *, port_forward: b
         try:
             with reachable(endpoint, port_forward=port_forward) as address, _pod_environment(environment, address):
                 yield _test_bucket(bucket, subject, endpoint or "AWS")
-        except (UnreachableError, PortForwardError) as error:
+        except (UserError, PortForwardError) as error:
             yield _unreachable(subject, error)
 
 
@@ -109,18 +117,23 @@ def check_mlflow(environment: Mapping[str, str], *, port_forward: bool) -> Itera
         yield Finding(WARNING, "mlflow", "not tested: its address is not known here", remedy)
     elif contains_password(address):
         yield Finding(FAILURE, "mlflow", "its address contains a password", "remove it from the address; it belongs in Secret iddpm-mlflow")
+    elif contains_password(environment.get(PUBLIC_VARIABLE, "")):
+        yield Finding(
+            FAILURE, "mlflow", f"{PUBLIC_VARIABLE} contains a password", "remove it: links show the address, and browsers ask for it"
+        )
     else:
         try:
             with reachable(address, port_forward=port_forward) as url:
                 yield _test_mlflow(address, url, environment)
-        except (UnreachableError, PortForwardError) as error:
+        except (UserError, PortForwardError) as error:
             yield _unreachable("mlflow", error)
 
 
 def _unreachable(subject: str, error: Exception) -> Finding:
     if isinstance(error, UnreachableError):
         return Finding(WARNING, subject, f"not tested: {error}", _TRY_FORWARD)
-    return Finding(FAILURE, subject, "cannot be reached through kubectl", str(error))
+    message = "cannot be reached through kubectl" if isinstance(error, PortForwardError) else "cannot be asked"
+    return Finding(FAILURE, subject, message, str(error))
 
 
 def _test_bucket(bucket: str, subject: str, endpoint: str) -> Finding:
@@ -165,7 +178,7 @@ def _test_mlflow(address: str, url: str, environment: Mapping[str, str]) -> Find
     headers = {"Host": urlsplit(address).netloc}
     user, password = environment.get("MLFLOW_TRACKING_USERNAME", ""), environment.get("MLFLOW_TRACKING_PASSWORD", "")
     if user:
-        headers |= urllib3.make_headers(basic_auth=f"{user}:{password}")
+        headers["Authorization"] = f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"  # in UTF-8, as MLflow's client
     pool = pool_for(url, retries=1, timeout=urllib3.Timeout(connect=5, read=20), headers=headers)
     try:
         response = pool.request("GET", f"{url}/api/2.0/mlflow/experiments/search?max_results=1")

@@ -241,7 +241,7 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Type", "text/plain")
             self.send_header("Connection", "close")
             self.end_headers()
-            self.wfile.write("".join(f"{line}\n" for line in fake.logs.get(pod, ())).encode())
+            self.wfile.write("".join(f"{line}\n" for line in fake.logs.get(pod, ())).encode(errors="surrogateescape"))
             self.close_connection = True
 
         do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815 - http.server's names

@@ -46,6 +46,10 @@ def test_without_an_endpoint_the_error_says_how_to_give_one(iddpm: Iddpm, monkey
         ("me:secret@host", "must not contain a password"),
         ("ftp://me:secret@host:port", "must not contain a password"),
         ("ftp://host", "did you mean https://host?"),
+        ("http://[::1:8888", "is malformed: Invalid IPv6 URL"),
+        ("https://[me/secret@host", "the endpoint is malformed; write it like https://kfp.example.com"),
+        ("me:1/secret@host", "the endpoint starts with neither http:// nor https://; write it like https://kfp.example.com"),
+        ("https:///secret@host", "the endpoint has no host; write it like https://kfp.example.com"),
     ],
 )
 def test_a_malformed_endpoint_is_refused(endpoint: str, said: str) -> None:

@@ -49,6 +49,13 @@ def test_resources_are_changed_from_those_of_the_run_and_a_retry_of_a_retry_is_c
     assert told["parameters"]["experiment_overrides"] == ["optim.num_steps=5"]
 
 
+def test_resources_that_fit_together_alone_are_changed_in_any_order(server: FakeKfp, iddpm: Iddpm, failed: str) -> None:
+    words = ("--resources", "train.num_workers=8", "--resources", "train.memory=64Gi")
+    assert iddpm("retry", failed, *words, "--no-wait")[0] == 0
+    parameters = server.asked("POST", "/runs")[-1].body["runtime_config"]["parameters"]
+    assert json.loads(parameters["train_resources"]) == {"profile": "laptop", "num_workers": 8, "memory": "64Gi"}
+
+
 def test_another_image_comes_with_the_pipeline_of_this_installation_and_the_defaults_that_the_run_had(
     server: FakeKfp, iddpm: Iddpm, failed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +101,11 @@ def test_a_version_of_the_pipeline_from_before_steps_could_be_forced_is_named_wi
         ("FAILED", ("--image", "iddpm:latest"), "'iddpm:latest' can change"),
         ("FAILED", ("--set", "optim.num_steps=9"), "a retry goes on with the same experiment"),
         ("FAILED", ("--resources", "train.memory=much"), "memory 'much' is not a quantity"),
+        (
+            "FAILED",
+            ("--resources", "train.ray_mode=address", "--resources", "train.ray_address=ray://head:10001"),
+            "ray_address ray://head:10001: a step's pod is not on that cluster",
+        ),
         ("FAILED", ("--resources", "trian=2xcpu"), "has no stage 'trian'; did you mean 'train'?"),
     ],
 )
@@ -139,3 +151,9 @@ def test_a_run_of_another_pipeline_and_one_that_is_not_there_are_named(server: F
     run_id = server.add_run("FAILED", pipeline_spec={"pipelineInfo": {"name": "theirs"}})
     assert "is of pipeline theirs; only runs of iddpm-train, iddpm-" in iddpm("retry", run_id)[2]
     assert "there is no run nobody" in iddpm("retry", "nobody")[2]
+
+
+def test_a_run_that_was_given_its_pipeline_without_an_upload_is_started_anew(server: FakeKfp, iddpm: Iddpm) -> None:
+    run_id = server.add_run("FAILED", pipeline_spec={"pipelineInfo": {"name": "iddpm-train"}})
+    said = f"error: run {run_id} has no uploaded version of its pipeline, which a retry starts; `iddpm submit` starts another run\n"
+    assert iddpm("retry", run_id)[2] == said

@@ -330,6 +330,20 @@ def test_a_schedule_stays_while_a_run_of_it_goes_on(server: FakeKfp, schedule: I
     assert ident not in server.recurring
 
 
+def test_a_leftover_stays_while_a_run_of_it_goes_on(server: FakeKfp, schedule: Iddpm) -> None:
+    """As after a command that made the new one, and whose request to delete the old one got no answer."""
+    schedule("create", "nightly-fid")
+    (made,) = server.recurring.values()
+    server.recurring["old"] = {**made, "recurring_run_id": "old", "description": f"iddpm schedule, state {'0' * 12}"}
+    run_id = server.add_run("RUNNING", recurring_run_id="old")
+    status, _, error = schedule("create", "nightly-fid")
+    assert (status, "old" in server.recurring) == (1, True)
+    assert f"run {run_id} of the schedule goes on and would vanish with it" in error
+    server.runs[run_id]["state"] = "SUCCEEDED"
+    assert "exists already, unchanged" in schedule("create", "nightly-fid")[1]
+    assert list(server.recurring) == [made["recurring_run_id"]]
+
+
 def test_a_run_that_goes_on_is_found_behind_hundreds_of_younger_ones(server: FakeKfp, schedule: Iddpm) -> None:
     schedule("create", "nightly-fid")
     (ident,) = server.recurring

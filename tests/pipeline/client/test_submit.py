@@ -277,6 +277,7 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("compare", "--param", 'models=["runs:/1"]'), "name two or more"),
         (("tune", "--param", 'tune_search=["model.dropout=0..2"]'), "model.dropout: must be in [0, 1), got 2.0"),
         (("tune", "--param", 'tune_options={"sed": 1}'), "tune_options: there is no 'sed'; did you mean 'seed'?"),
+        (("tune", "--param", "tune_search=[1]"), "search: a searched field is text, got 1; write LOW..HIGH, log:LOW..HIGH or [A,B,C]"),
         (("tune", "--param", "tune_trials=0"), "trials: must be 1 or more, got 0"),
         (("nightly-fid", "--param", "threshold_difference=inf"), "threshold_difference is a number"),
         (("nightly-fid", "--param", "threshold_difference=-0.1"), "--param threshold_difference=-0.1: threshold_difference is 0 or more"),
@@ -353,6 +354,17 @@ def test_a_key_with_dots_is_one_key(train: CompiledPipeline) -> None:
     assert read.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
     assert (read.rayjob.labels, read.rayjob.annotations) == ({"example.com/team": "vision"}, {"example.com/cost": "42"})
     assert read.rayjob.env == {"A": "b"}
+
+
+def test_a_text_that_looks_like_a_number_is_sent_as_it_is_written(train: CompiledPipeline) -> None:
+    words = ["node_selector.pool=1", "rayjob.env.NCCL_VERSION=2.20", "rayjob.env.DEBUG=true", 'rayjob.env.QUOTED="1"']
+    words += ["rayjob.labels.release=1.10", "rayjob.annotations.batch=1e5"]
+    resources = ["train=rayjob-1xgpu", *(f"train.{word}" for word in words)]
+    given = cluster_arguments_of(train, preset="", overrides=[], words=[], resources=resources)
+    read = read_resources(given["train_resources"], stage="train")
+    assert read.node_selector == {"pool": "1"}
+    assert read.rayjob.env == {"NCCL_VERSION": "2.20", "DEBUG": "true", "QUOTED": "1"}
+    assert (read.rayjob.labels, read.rayjob.annotations) == ({"release": "1.10"}, {"batch": "1e5"})
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -580,6 +592,19 @@ def test_a_pod_that_is_refused_is_reported_once_with_the_reason(server: FakeKfp,
     assert refused[0].startswith('preprocess is tried again: Pod "iddpm-train-g7zzw-')
     assert refused[0].endswith('spec.containers[1].env[1].valueFrom: Invalid value: "": may not be specified when `value` is not empty')
     assert not [line for line in said if "PodInitializing" in line]
+
+
+def test_a_run_of_which_kfp_has_no_workflow_yet_is_followed(server: FakeKfp, kfp: Kfp) -> None:
+    task = {"task_id": "1", "display_name": "train", "state": "PENDING"}
+    run = server.add_run("RUNNING", run_details={"task_details": [task]})
+
+    def end(request: fake_kfp.Request) -> None:
+        if request.path.startswith("/apis/v1beta1/runs/"):
+            server.runs[run]["state"] = "SUCCEEDED"
+
+    server.before = end
+    polling = dataclasses.replace(QUICK, look_seconds=0.0)
+    assert follow(kfp, run, task_names={"train"}, say=lambda line: None, polling=polling).state == "SUCCEEDED"
 
 
 def test_a_step_that_failed_by_its_own_error_is_not_said_to_be_tried_again(server: FakeKfp, kfp: Kfp) -> None:

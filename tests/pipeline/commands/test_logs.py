@@ -64,6 +64,12 @@ def test_the_log_of_one_step_is_shown_as_it_is_and_an_unknown_step_is_named(serv
     assert "there is no run nobody" in iddpm("logs", "nobody")[2]
 
 
+def test_a_run_without_a_workflow_has_no_logs_yet(server: FakeKfp, iddpm: Iddpm) -> None:
+    run_id = server.add_run("PENDING")
+    assert iddpm("logs", run_id) == (0, "", "")
+    assert "has no step 'train'; none has begun" in iddpm("logs", run_id, "train")[2]
+
+
 def test_a_log_that_is_gone_with_its_pod_is_read_from_storage(server: FakeKfp, iddpm: Iddpm, ended: str, tmp_path, monkeypatch) -> None:
     """Recordings lack the nodes' inputs; this is the patch by which KFP's driver says where the log goes."""
     server.workflow = copy.deepcopy(_STATES[-1])

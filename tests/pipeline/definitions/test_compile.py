@@ -354,7 +354,7 @@ def _too_large(spec: dict[str, Any]) -> None:
         (_no_default, "storage_root_uri has no default"),
         (_no_description, "storage_root_uri has no description"),
         (_other_image, "exec-train runs python:3.11, not the image of the parameter image"),
-        (_moving_image, "parameter image: 'iddpm:latest' can change"),
+        (_moving_image, r"parameter image \(IDDPM_IMAGE\): 'iddpm:latest' can change"),
         (_number_of_gpus, "exec-train asks for resources by settings-train_gpus, which must be text"),
         (_hook_on_a_step, "report ignores failures of single steps"),
         (_pip, "exec-train installs packages"),
@@ -414,17 +414,34 @@ def test_a_client_compiles_without_torch_ray_or_mlflow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "reference", ["iddpm:0.1.0", "host.example/team/iddpm:0.1.0-3f2a", f"iddpm@sha256:{'a' * 64}", "localhost:5000/iddpm:1", "iddpm:1"]
+    "reference",
+    [
+        "iddpm:0.1.0",
+        "host.example/team/iddpm:0.1.0-3f2a",
+        f"iddpm@sha256:{'a' * 64}",
+        "localhost:5000/iddpm:1",
+        "iddpm:1",
+        "Registry.Example:5000/my-team/a__b.c--d:V1_x",
+        "Registry:5000/iddpm:1",
+    ],
 )
 def test_an_immutable_image_is_taken(reference: str) -> None:
     assert image_from(reference) == reference
 
 
 @pytest.mark.parametrize(
-    "reference", ["iddpm", "iddpm:latest", "team/iddpm:main", "localhost:5000/iddpm", "not an image", "iddpm@sha256:12"]
+    "reference", ["iddpm", "iddpm:latest", "iddpm:LATEST", "team/iddpm:main", "localhost:5000/iddpm", "not an image", "iddpm@sha256:12"]
 )
 def test_an_image_that_can_change_under_the_cache_is_refused(reference: str) -> None:
     with pytest.raises(ImageError, match="IDDPM_IMAGE"):
+        image_from(reference)
+
+
+@pytest.mark.parametrize(
+    "reference", ["ghcr.io/MyOrg/iddpm:1", "MyOrg/iddpm:1", "MyImage:1", "größe:1", "a//b:1", "-a:1", "..:1", "a_-.b:1"]
+)
+def test_an_image_that_no_container_runtime_takes_is_refused(reference: str) -> None:
+    with pytest.raises(ImageError, match="an image's name is in lower case"):
         image_from(reference)
 
 
@@ -433,7 +450,7 @@ def test_a_moving_tag_is_refused_when_compiling_and_not_when_a_laptop_imports_th
     env = {**os.environ, "IDDPM_IMAGE": "iddpm-pipelines:latest"}
     result = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "CompileError: parameter image: 'iddpm-pipelines:latest' can change" in result.stderr
+    assert "CompileError: parameter image (IDDPM_IMAGE): 'iddpm-pipelines:latest' can change" in result.stderr
 
 
 def test_the_trials_at_once_are_the_compiling_environments() -> None:

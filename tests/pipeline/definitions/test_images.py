@@ -44,3 +44,9 @@ def test_the_command_lists_the_images_of_an_overlay() -> None:
 def test_a_file_that_is_not_there_is_one_line() -> None:
     with pytest.raises(UserError, match="can't be read"):
         read_manifests("no-such-file.yaml")
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "program").write_bytes(b"\x7fELF\xd0\x00")
+    with pytest.raises(UserError, match="program can't be read \\(it is not text\\)"):
+        read_manifests(str(tmp_path / "program"))

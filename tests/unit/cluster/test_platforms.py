@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +212,54 @@ def test_the_backup_is_uploaded_under_its_date(tmp_path: Path) -> None:
     assert file.name.startswith("mlflow-20")
     assert file.name in said
     assert file.read_bytes() == b"PGDMP"
+
+
+def _postgresql_programs() -> Path:
+    """Return the folder of the programs of Debian's package postgresql."""
+    return max(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+@pytest.fixture
+def database() -> Iterator[Path]:
+    """A PostgreSQL with the superuser mlflow and no database of its own, by the folder of its socket. It refuses to run as root."""
+    programs = _postgresql_programs()
+    user = "postgres" if os.getuid() == 0 else None
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a socket's path must be short
+        if user:
+            shutil.chown(folder, user)
+
+        def postgres(*words: str) -> None:
+            subprocess.run([programs / words[0], "-D", f"{folder}/data", *words[1:]], check=True, stdout=subprocess.DEVNULL, user=user)
+
+        postgres("initdb", "--username=mlflow", "--auth=trust", "--no-sync")
+        postgres("pg_ctl", "-o", f"-k {folder} -c listen_addresses=''", "-l", f"{folder}/log", "--wait", "start")
+        try:
+            yield Path(folder)
+        finally:
+            postgres("pg_ctl", "-m", "immediate", "stop")
+
+
+@pytest.mark.postgresql
+def test_the_guides_restore_leaves_nothing_of_a_later_release(database: Path, tmp_path: Path) -> None:
+    def run(*words: str, database_name: str = "mlflow", stdin: Any = None) -> str:
+        environment = {**os.environ, "PGHOST": str(database), "PGUSER": "mlflow", "PGDATABASE": database_name}
+        command = [_postgresql_programs() / words[0], *words[1:]]
+        return subprocess.run(command, env=environment, stdin=stdin, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    def sql(text: str) -> str:
+        return run("psql", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", f"--command={text}")
+
+    run("createdb", "mlflow", database_name="postgres")
+    sql("create table experiments (id int primary key); insert into experiments values (1)")
+    pod = _one(_overlay("kind"), "CronJob", "mlflow-backup")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    dump = tmp_path / "mlflow.dump"
+    run(*(word.replace("/backup/mlflow.dump", str(dump)) for word in pod["initContainers"][0]["command"]))
+    sql("create table logged_models (experiment int references experiments (id)); insert into logged_models values (1)")
+    (restore,) = re.findall(r"(pg_restore [^<]*) < mlflow.dump", (_K8S / "README.md").read_text())
+    with dump.open() as file:
+        run(*restore.split(), stdin=file)
+    assert sql("select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace").split() == ["experiments"]
+    assert sql("select id from experiments").split() == ["1"]
 
 
 def test_the_database_is_upgraded_with_the_servers_own_address_before_the_server_starts() -> None:
