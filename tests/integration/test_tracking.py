@@ -198,6 +198,20 @@ def test_after_a_rollback_the_newer_values_are_the_curve_here_and_in_mlflow(key,
         assert points(opened, "loss") == [(10, 2.0), (20, 1.5), (20, 9.0), (30, 1.0), (30, 8.0)], "MLflow deletes none"
 
 
+def test_corrected_metrics_replace_what_an_earlier_process_logged_and_add_nothing_that_is_there(key):
+    first = open_run(key)
+    first.correct_metrics({("loss", 10): 2.0, ("loss", 20): 9.0, ("count", 0): 1.0, ("lost", 0): math.inf})
+    assert first.finish("FAILED")
+    again = open_run(key)
+    for _ in range(2):
+        again.correct_metrics({("loss", 10): 2.0, ("loss", 20): 1.0, ("loss", 30): 0.5, ("count", 0): 0.0, ("lost", 0): math.nan})
+        assert again.flush()
+        assert again.metric_history("loss") == [(10, 2.0), (20, 1.0), (30, 0.5)]
+        assert points(again, "loss") == [(10, 2.0), (20, 1.0), (20, 9.0), (30, 0.5)], "MLflow deletes none"
+        assert len(points(again, "lost")) == 1
+        assert server().get_run(again.run_id).data.metrics["count"] == 0.0, "the newer value is shown, also if it is smaller"
+
+
 def test_an_mlflow_that_lost_its_runs_gets_all_metrics_again(key, bucket_uri):
     first = tracking.TrackedRun(server(), open_run(key).run_id, run_uri=bucket_uri)
     first.log_metrics({"loss": 1.0}, 10)
@@ -588,6 +602,31 @@ def test_a_champion_that_is_evaluated_again_with_a_worse_number_leaves_its_place
     server().delete_registered_model_alias(key, registry.CHAMPION)
     register("ema_0.6", 0.6)
     assert registry.resolve(key) == again, "nor do those of versions that were evaluated again: 0.2 and 0.4"
+    assert run.finish("FINISHED")
+
+
+def test_a_model_of_other_images_leaves_the_champion_in_its_place(key, bucket_uri, capsys):
+    run = open_run(key)
+    model = registered_model(key, run.run_id, bucket_uri)
+
+    def register(weights: str, distance: float, data_uri: str) -> registry.RegisteredModel:
+        given = dataclasses.replace(model, weights=weights, distance=distance, data_uri=data_uri)
+        return registry.register(given, loader_module="evaluation.sampling.pyfunc")
+
+    cats = register("ema_0.1", 15.0, "s3://b/data/cats-64x64x3-area")
+    register("ema_0.2", 12.0, "s3://b/data/dogs-64x64x3-area")
+    assert registry.resolve(key) == cats
+    assert (
+        f"{key} version 2 does not compete with the registry's champion, version 1: its images are dogs-64x64x3-area, the champion's "
+        "cats-64x64x3-area; give its experiment another name, or set the alias by hand"
+    ) in capsys.readouterr().out
+    moved = register("ema_0.3", 14.0, "s3://elsewhere/data/cats-64x64x3-area/")
+    assert registry.resolve(key) == moved
+    server().delete_registered_model_alias(key, registry.CHAMPION)
+    register("ema_0.4", 16.0, "s3://b/data/cats-64x64x3-area")
+    assert registry.resolve(key) == moved, "the best of its images, not of all"
+    unknown = register("ema_0.5", 13.0, "")
+    assert registry.resolve(key) == unknown, "a version that names no data set is compared as before"
     assert run.finish("FINISHED")
 
 

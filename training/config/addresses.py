@@ -6,13 +6,20 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-# An S3 secret may contain a slash, but no bucket name contains a colon.
-_CREDENTIALS = re.compile(r"(?<=s3)://[^\s/@]*:[^\s@]*@|://[^\s/@]+@", re.IGNORECASE)
+# A password may contain slashes, as those of S3 do, and at signs. No bucket's name has a colon; elsewhere a port and a path may follow one.
+_CREDENTIALS = re.compile(
+    r"""(?:(?<=s3)://[^\s/@]*: | ://(?!\[)[^\s/?\#@:]*:(?!\d+[/?\#]))  # a user and a colon, and no IPv6 address
+        (?:[^\s@:]|:(?!//))* (?:@[^\s/?\#@]*)*@                        # a password
+    | ://[^\s/?\#]+@                                                   # a user alone""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def contains_password(address: str) -> bool:
     """Return True for an address that contains a user or a password; its scheme may be missing."""
-    return "@" in re.split(r"[/?#]", address.strip().rpartition("://")[2])[0]
+    address = address.strip()
+    return _CREDENTIALS.search(address if _SCHEME.match(address) else f"://{address}") is not None
 
 
 def without_passwords(text: str) -> str:

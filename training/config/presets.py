@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,6 +41,15 @@ def preset(name: str, overrides: Iterable[str] = ()) -> Experiment:
     Raises:
         UserError: No preset has that name, or an override is invalid.
     """
+    words = overrides if isinstance(overrides, str) else tuple(overrides)
+    if all(isinstance(word, str) for word in words):
+        return _experiment(name, words)
+    return find_preset(name).experiment.override(words)  # which refuses them
+
+
+@functools.lru_cache(maxsize=4096)
+def _experiment(name: str, overrides: Iterable[str]) -> Experiment:
+    """Return it as `preset` does; each step of a sweep asks for those of all its trials, several times."""
     return find_preset(name).experiment.override(overrides)
 
 

@@ -21,7 +21,10 @@ EVALUATION_ONLY = (
     "memorisation",
     "metrics",
 )
-"""Fields of the evaluation section that neither training nor the scores beside it read."""
+"""Fields of the evaluation section that are left out of the key: those of the reported evaluation.
+
+Of them training reads `rescore_best` and `sampling.guidance_step`, for the checkpoints that it keeps and the step at which it may stop.
+"""
 
 
 def run_key(experiment: Experiment, data_digest: str) -> str:
@@ -44,7 +47,7 @@ def run_keys(experiment: Experiment, data_digest: str) -> tuple[str, ...]:
 def training_fields(experiment: Experiment) -> dict[str, Any]:
     """Return the fields that training depends on, as a nested dictionary; equal trainings have equal dictionaries.
 
-    A field that only evaluation reads has the value of the preset, or its default where no preset has this name.
+    A field of `EVALUATION_ONLY` has the value of the preset, or its default where no preset has this name.
     """
     usual = PRESETS[experiment.name].experiment.evaluation if experiment.name in PRESETS else EvaluationConfig()
     fields, usual_fields = as_plain_fields(experiment), as_plain_fields(usual)
@@ -56,7 +59,7 @@ def training_fields(experiment: Experiment) -> dict[str, Any]:
 
 
 def same_training(first: Experiment, second: Experiment) -> bool:
-    """Return True for experiments that differ in nothing that training reads."""
+    """Return True for experiments with equal `training_fields`."""
     return training_fields(first) == training_fields(second)
 
 

@@ -5,6 +5,7 @@ pydantic does it where it is installed. A machine that has torch alone gets the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -146,7 +147,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         require(len(kinds) == len(value), path, f"must have {len(kinds)} entries, got {value!r}")
         return tuple(_convert(each, item, f"{path}.{index}") for index, (each, item) in enumerate(zip(kinds, value, strict=True)))
-    if kind in (int, float) and type(value) in (int, float) and kind(value) == value:
-        return kind(value)
+    if kind in (int, float) and type(value) in (int, float):
+        with contextlib.suppress(OverflowError, ValueError):  # no integer is infinite, NaN, or too large for a float
+            if kind(value) == value:
+                return kind(value)
     require(type(value) is kind or (kind is float and isinstance(value, float)), path, f"must be of type {kind.__name__}, got {value!r}")
     return value

@@ -95,5 +95,5 @@ def speed_on(card: str, work: Work, forward_macs: int, *, utilisation: float | N
 
 @functools.cache
 def _measured() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(MEASURED_PATH.read_text())
+    found: dict[str, Any] = json.loads(MEASURED_PATH.read_text(encoding="utf-8"))
     return found

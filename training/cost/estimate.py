@@ -91,8 +91,8 @@ class Cost:
         macs_by_kind: The same by kind: convolution, attention (the products of queries, keys and values), linear.
         utilisation: Part of the card's peak that training reaches, as measured or assumed.
         price: Price of all phases; None without a price per hour.
-        phases: training; scoring (of checkpoints beside training); sampling (for the reported distance); likelihood,
-            where the number of images is known beforehand.
+        phases: training; scoring (of checkpoints beside training); choice (the best checkpoints again at full protocol), where there is
+            one; sampling (for the reported distance); likelihood, where the number of images is known beforehand.
     """
 
     experiment: str
@@ -178,7 +178,7 @@ def estimate(
 
 
 def count_forward_passes(experiment: Experiment) -> dict[str, int]:
-    """Return the network evaluations of one image by phase; likelihood is left out where its images are unknown."""
+    """Return the network evaluations of one image by phase, see `Cost.phases`."""
     optim, evaluation, num_timesteps = experiment.optim, experiment.evaluation, experiment.diffusion.num_timesteps
 
     def steps(sampling: SamplingConfig) -> int:
@@ -186,10 +186,14 @@ def count_forward_passes(experiment: Experiment) -> dict[str, int]:
 
     checkpoints = math.ceil(optim.num_steps / optim.checkpoint_interval)
     scored_images = checkpoints * max(1, len(optim.ema_decays)) * evaluation.scoring_num_samples
+    sampling = evaluation.num_samples * steps(evaluation.sampling)
+    # A checkpoint guides none but later ones. A single candidate is not scored again.
+    candidates = min(evaluation.rescore_best, checkpoints - evaluation.sampling.guidance_step // optim.checkpoint_interval)
     counts = {
         "training": TRAINING_PASSES * optim.num_steps * optim.global_batch_size,
         "scoring": scored_images * steps(evaluation.scoring_sampling),
-        "sampling": evaluation.num_samples * steps(evaluation.sampling),
+        **({"choice": candidates * sampling} if candidates > 1 else {}),
+        "sampling": sampling,
     }
     images = _LIKELIHOOD_IMAGES.get(experiment.data.name) if evaluation.likelihood_split == "test" else None
     if evaluation.likelihood_num_images is not None:

@@ -78,7 +78,7 @@ def train_worker(job: Job, control: Control, *, device: torch.device, rank: int 
             rank=rank,
             world_size=world_size,
             finish_saving=rank_zero.finish_saving if rank_zero is not None else lambda: None,
-            on_rollback=rank_zero.abandon_metrics_after if rank_zero is not None else lambda step: None,
+            on_rollback=rank_zero.go_back_to if rank_zero is not None else lambda step: None,
             retry_seconds=job.retry_seconds,
         )
         if rank_zero is not None and outcome.failure is None:
@@ -163,7 +163,8 @@ def _require_same(experiment: Experiment, uri: str) -> None:
     different = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
     if different:
         name = different[0]
+        theirs, ours = flatten(found.every_field()), flatten(experiment.every_field())  # a default may be missing above
         raise TrainingError(
-            f"{uri} is a checkpoint of another experiment ({name} is {theirs.get(name)} there and {ours.get(name)} here"
+            f"{uri} is a checkpoint of another experiment ({name} is {theirs[name]} there and {ours[name]} here"
             f"{f', and {len(different) - 1} more' if different[1:] else ''}); train in another directory"
         )

@@ -62,8 +62,15 @@ def tracking_uri() -> str:
 
 
 def public_uri() -> str:
-    """Return the address of MLflow that people use, for links: `IDDPM_MLFLOW_PUBLIC_URL`, else the one that programs use."""
-    return os.environ.get(PUBLIC_VARIABLE, "").rstrip("/") or tracking_uri()
+    """Return the address of MLflow that people use, for links: `IDDPM_MLFLOW_PUBLIC_URL`, else the one that programs use.
+
+    Raises:
+        TrackingError: As `tracking_uri`.
+    """
+    uri = os.environ.get(PUBLIC_VARIABLE, "").rstrip("/")
+    if contains_password(uri):
+        raise TrackingError(f"{PUBLIC_VARIABLE} must not contain a password, as links show it; remove it, and browsers ask for it")
+    return uri or tracking_uri()
 
 
 def _export_step_settings() -> None:
@@ -81,6 +88,7 @@ def _export_step_settings() -> None:
 def connect() -> MlflowClient:
     """Return a client of the MLflow that the environment names, or raise TrackingError."""
     uri = tracking_uri()
+    public_uri()  # refused before a run is open, whose link is shown then
     # MLflow's own retries (seven in four minutes) would hide an outage; ours are in `request` and in the background sender.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

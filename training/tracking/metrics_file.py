@@ -64,6 +64,7 @@ class MetricsFile:
         self._saving = threading.Lock()
         self._steps: dict[str, set[int]] = defaultdict(set)
         self._abandoned: dict[str, set[int]] = defaultdict(set)
+        self._latest: dict[str, int] = defaultdict(int)  # time
         self._text: bytes | None = None
         self._has_old_file = False
         self._unsaved = b""
@@ -125,8 +126,11 @@ class MetricsFile:
         fresh = {key: value for key, value in values.items() if step not in self._steps[key]}
         if not fresh:
             return
+        # A value that replaces another is newer, also where the clock was set back: MLflow tells them apart by nothing else.
+        milliseconds = max([milliseconds, *(self._latest[key] + 1 for key in fresh if step in self._abandoned[key])])
         for key, value in fresh.items():
             self._steps[key].add(step)
+            self._latest[key] = max(self._latest[key], milliseconds)
             self._unsaved_points.append(Point(key, value, step, milliseconds, step in self._abandoned[key]))
         plain = {key: value if math.isfinite(value) else json.dumps(value) for key, value in fresh.items()}
         self._unsaved += json.dumps({"step": step, "time": milliseconds, "values": plain}).encode() + b"\n"
@@ -142,6 +146,7 @@ class MetricsFile:
                 self.unsent = [point for point in self.unsent if point.step <= line.step]
             for key, value in line.values.items():
                 self._steps[key].add(line.step)
+                self._latest[key] = max(self._latest[key], line.milliseconds)
                 self.unsent.append(Point(key, value, line.step, line.milliseconds, line.step in self._abandoned[key]))
         old = _read_or_empty(storage.join(self._run_uri, _OLD_METRICS))
         self._has_old_file = bool(old)

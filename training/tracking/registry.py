@@ -26,6 +26,7 @@ class RegisteredModel:
     Attributes:
         name: The registered model: the preset, so that its variants compete.
         version: MLflow's number of the version; empty before it is registered.
+        data_uri: Directory of its data set; distances to directories of other names are not compared, and empty fits any.
         distance_name: Name of its distance; distances of other names are not compared.
         distance: Its reported distance; smaller is better.
         description: Text that MLflow's page of the version shows, in Markdown. A text that somebody wrote there stays.
@@ -68,6 +69,12 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
         say(f"{name} version {version.version} stays the registry's champion: it was made by hand, and has no distance to compare with")
         return registered
     champion = None if version is None else _read(version)
+    if champion is not None and not _has_same_data(champion, model):
+        say(
+            f"{name} version {registered.version} does not compete with the registry's champion, version {champion.version}: its images "
+            f"are {_data_name(model)}, the champion's {_data_name(champion)}; give its experiment another name, or set the alias by hand"
+        )
+        return registered
     if champion is None or (_weights(champion) == _weights(model) and champion.version != registered.version):
         best = _best(client, registered)  # evaluated again, the champion has another number, by which another one may be better
     else:
@@ -97,7 +104,7 @@ def _write_pyfunc(client: MlflowClient, model: RegisteredModel, loader_module: s
     path = f"mlflow/{step}-{model.weights}"
     with tempfile.TemporaryDirectory(prefix="iddpm-pyfunc-") as directory:
         spec, folder = Path(directory) / "model.json", Path(directory) / "model"
-        spec.write_text(json.dumps({"checkpoint_uri": model.checkpoint_uri, "weights": model.weights}))
+        spec.write_text(json.dumps({"checkpoint_uri": model.checkpoint_uri, "weights": model.weights}), encoding="utf-8")
         # No requirements: it needs this project, which no package index has. No signature: MLflow would ignore columns that are not in it.
         save_model(folder, loader_module=loader_module, data_path=str(spec), pip_requirements=[])
         if not storage.is_s3(run_uri):
@@ -121,15 +128,25 @@ def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> 
 
 
 def _best(client: MlflowClient, model: RegisteredModel) -> RegisteredModel:
-    """Return the version with the smallest distance of the model's kind; of weights that were evaluated again the last one counts."""
+    """Return the version with the smallest distance of the model's kind and data; of weights evaluated again the last one counts."""
     versions = request(lambda: client.search_model_versions(f"name = '{model.name}'"))
     found = sorted((_read(version) for version in versions if not _missing_tags(version)), key=lambda each: int(each.version))
-    last = {_weights(each): each for each in found if each.distance_name == model.distance_name} | {_weights(model): model}
+    rivals = [each for each in found if each.distance_name == model.distance_name and _has_same_data(each, model)]
+    last = {_weights(each): each for each in rivals} | {_weights(model): model}
     return min(last.values(), key=lambda each: each.distance)
 
 
 def _weights(model: RegisteredModel) -> tuple[str, str]:
     return model.checkpoint_uri, model.weights
+
+
+def _data_name(model: RegisteredModel) -> str:
+    """Return the name of the data set's directory, which has its name and sizes; its root may have moved."""
+    return model.data_uri.rstrip("/").rpartition("/")[2]
+
+
+def _has_same_data(first: RegisteredModel, second: RegisteredModel) -> bool:
+    return not first.data_uri or not second.data_uri or _data_name(first) == _data_name(second)
 
 
 def _by_alias(client: MlflowClient, name: str, alias: str = CHAMPION) -> Any:

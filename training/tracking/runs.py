@@ -229,9 +229,9 @@ def close_open_run(run: FoundRun, tag: str, status: Status) -> bool:
 
 
 def open_again(run_id: str, step: str, pipeline_run_id: str = "") -> None:
-    """Mark a run as running again for a step; an empty `pipeline_run_id` leaves that tag, and the error of an earlier try goes."""
+    """Mark a run as running again for a step of a pipeline's run, or of none (empty); the error of an earlier try goes."""
     client = connect()
-    tags = {STEP_TAG: step, **({PIPELINE_RUN_TAG: pipeline_run_id} if pipeline_run_id else {})}
+    tags = {STEP_TAG: step, PIPELINE_RUN_TAG: pipeline_run_id}  # also if empty: the end of the pipeline that trained it is not its end
 
     def mark() -> None:
         if client.get_run(run_id).data.tags.get(ERROR_TAG):

@@ -18,18 +18,20 @@ _CAPACITY = 512
 _MAX_PAUSE_SECONDS = 30.0
 _FLUSH_PAUSE_SECONDS = 0.5
 _IDLE_SECONDS = 60.0
+_FAILURES_OF_FILE = 5
 
 
 class BackgroundSender:
     """A queue of requests with one daemon thread, which ends when there was none for a minute.
 
-    A request is repeated until it succeeds, can't succeed or the process ends, so it must be harmless to repeat. `kept_in` says in
-    messages where the numbers are until MLflow has them.
+    A request is repeated until it succeeds, can't succeed or the process ends, so it must be harmless to repeat. A file that fails while
+    MLflow answers is given up after some attempts: what MLflow keeps files in may be full for days, and numbers and status must not wait
+    for it. `kept_in` says in messages where the numbers are until MLflow has them.
     """
 
     def __init__(self, *, kept_in: str) -> None:
         self._kept_in = kept_in
-        self._requests: queue.Queue[tuple[str, Callable[[], object]]] = queue.Queue(_CAPACITY)
+        self._requests: queue.Queue[tuple[str, Callable[[], object], Callable[[], object] | None]] = queue.Queue(_CAPACITY)
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.Lock()  # a request comes before the thread ends, or starts another
         self._is_full = False
@@ -37,16 +39,17 @@ class BackgroundSender:
         self._num_flushing = 0
         self._flushing = threading.Event()
 
-    def put(self, name: str, send: Callable[[], object]) -> bool:
+    def put(self, name: str, send: Callable[[], object], *, ask: Callable[[], object] | None = None) -> bool:
         """Add a request; return False if there is no room for it, after hours without an answer.
 
         Args:
             name: Its name in messages.
             send: Does it; called in the background thread.
+            ask: For a file: asks MLflow for something else, to learn whether MLflow answers.
         """
         with self._thread_lock:
             try:
-                self._requests.put_nowait((name, send))
+                self._requests.put_nowait((name, send, ask))
             except queue.Full:
                 if not self._is_full:
                     say(f"MLflow has been away for so long that {name} and what follows wait in the run's directory only")
@@ -77,48 +80,65 @@ class BackgroundSender:
     def _run(self) -> None:
         while True:
             try:
-                name, send = self._requests.get(timeout=_IDLE_SECONDS)
+                name, send, ask = self._requests.get(timeout=_IDLE_SECONDS)
             except queue.Empty:
                 with self._thread_lock:
                     if self._requests.empty():
                         self._thread = None
                         return
                 continue
-            self._deliver(name, send)
-            del send  # it refers to all that it sends
+            self._deliver(name, send, ask)
+            del send, ask  # they refer to all that is sent
             self._requests.task_done()
 
-    def _deliver(self, name: str, send: Callable[[], object]) -> None:
+    def _deliver(self, name: str, send: Callable[[], object], ask: Callable[[], object] | None) -> None:
         import tenacity
 
-        def report_first(state: tenacity.RetryCallState) -> None:
-            if state.attempt_number == 1 and state.outcome is not None:
+        num_failures_of_file, is_away = 0, False
+
+        def is_given_up(state: tenacity.RetryCallState) -> bool:
+            nonlocal num_failures_of_file, is_away
+            if ask is not None and _is_answered(ask):
+                num_failures_of_file += 1
+            elif not is_away and state.outcome is not None:
+                is_away = True
                 error = state.outcome.exception()
                 server = "the run's directory" if isinstance(error, StorageError) else "MLflow"
                 kept = "memory" if isinstance(error, StorageError) else self._kept_in
                 reason = in_one_line(error or Exception())
                 say(f"{server} does not answer; work goes on, the numbers are kept in {kept} and sent once it answers ({reason})")
+            return num_failures_of_file >= _FAILURES_OF_FILE
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
+            stop=is_given_up,
             wait=tenacity.wait_exponential(1.0, max=_MAX_PAUSE_SECONDS),
             sleep=self._pause,
-            before_sleep=report_first,
             reraise=True,
         )
         try:
             retrying(send)
         except Exception as error:  # no exception of a client library may end training
-            if not is_local(error):
+            if is_transient(error):
+                say(f"MLflow answers, but does not take {name}; the next step or the same command sends it ({in_one_line(error)})")
+            elif not is_local(error):
                 say(f"MLflow refused {name}: {in_one_line(error)}")
             elif name not in self._failed:  # metrics come again and again
                 self._failed.add(name)
                 say(f"work goes on, but {name} can't be sent to MLflow: {in_one_line(error)}")
         else:
             self._failed.discard(name)
-            if retrying.statistics["attempt_number"] > 1:
+            if is_away:
                 say("MLflow answers again; what was kept is being sent")
 
     def _pause(self, seconds: float) -> None:
         if self._flushing.wait(seconds):  # `flush` is waiting: try twice a second
             time.sleep(_FLUSH_PAUSE_SECONDS)
+
+
+def _is_answered(ask: Callable[[], object]) -> bool:
+    try:
+        ask()
+    except Exception as error:
+        return not is_transient(error)
+    return True

@@ -96,7 +96,9 @@ class TrackedRun:
         return f"{public_uri()}/#/compare-runs?{urlencode(query, quote_via=quote)}"
 
     def log_metrics(self, values: Mapping[str, float], step: int, *, milliseconds: int | None = None) -> None:
-        """Log values of a step. A (metric, step) that the run has already keeps its first value; see `abandon_metrics_after`.
+        """Log values of a step. A (metric, step) that the run has already keeps its first value.
+
+        `correct_metrics` and `abandon_metrics_after` replace values.
 
         Args:
             values: By metric. MLflow gets infinity as NaN, since it would store a large number.
@@ -131,6 +133,19 @@ class TrackedRun:
         """
         self._sender.put("metrics", lambda: self._send_replacement(dict(values), step, milliseconds))
 
+    def correct_metrics(self, points: Mapping[tuple[str, int], float]) -> None:
+        """Log single values and curves that may have changed since this or an earlier process logged them.
+
+        What the run has otherwise is replaced: MLflow keeps both values of a step and shows the newer one. What it has already is not
+        logged again, which costs a request for each metric that the run has.
+
+        Args:
+            points: By metric and step.
+        """
+        for key, _ in points:
+            _require_key(key)
+        self._sender.put("metrics", lambda: self._send_corrections(dict(points), int(time.time() * 1000)))
+
     def save_metrics(self) -> None:
         """Write the metrics logged so far to the run's directory, if the run has one; a failure is a StorageError."""
         self._metrics.save()
@@ -144,7 +159,7 @@ class TrackedRun:
         """
         _require_key(key)
         pixels = image.copy()
-        self._sender.put(f"image {key} of step {step}", lambda: self._send_image(key, pixels, int(step)))
+        self._sender.put(f"image {key} of step {step}", lambda: self._send_image(key, pixels, int(step)), ask=self._ask)
 
     def log_png(self, key: str, png: bytes, step: int) -> None:
         """Log an image like `log_image`, from the bytes of a PNG file."""
@@ -163,7 +178,7 @@ class TrackedRun:
         A large file belongs in S3, and its URI in a tag.
         """
         data = content.encode() if isinstance(content, str) else content
-        self._sender.put(artifact_path, lambda: self._send_file(data, artifact_path))
+        self._sender.put(artifact_path, lambda: self._send_file(data, artifact_path), ask=self._ask)
 
     def log_dataset(self, name: str, digest: str, uri: str) -> None:
         """Log the data set that the run reads; of its digest MLflow stores the first 36 characters."""
@@ -213,6 +228,9 @@ class TrackedRun:
         return self._sender.flush(timeout_seconds)
 
     # The rest runs in the sender's thread, and may run twice.
+
+    def _ask(self) -> None:
+        self._client.get_run(self._run_id)
 
     def _queue_metrics(self) -> None:
         if not self._metrics_are_queued.is_set():
@@ -277,6 +295,19 @@ class TrackedRun:
             for at in sorted({step, max(step, shown.get(key, step))})
         ]
         self._client.log_batch(self._run_id, metrics=metrics)
+
+    def _send_corrections(self, values: Mapping[tuple[str, int], float], milliseconds: int) -> None:
+        shown: dict[tuple[str, int], tuple[float, int]] = {}
+        for key in {key for key, _ in values} & self._client.get_run(self._run_id).data.metrics.keys():
+            for metric in sorted(self._client.get_metric_history(self._run_id, key), key=attrgetter("timestamp")):
+                shown[key, int(metric.step)] = float(metric.value), int(metric.timestamp)
+        points = []
+        for (key, step), value in values.items():
+            there, at = shown.get((key, step), (None, 0))
+            if there is None or not (there == value or (math.isnan(there) and not math.isfinite(value))):
+                points.append(Point(key, value, step, max(milliseconds, at + 1), replaces=True))
+        for start in range(0, len(points), _BATCH):
+            self._send_batch(points[start : start + _BATCH])
 
     def _times_in_mlflow(self) -> defaultdict[str, dict[int, int]]:
         """Return the time of the newest value of each step of each metric that MLflow has.

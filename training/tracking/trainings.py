@@ -54,7 +54,7 @@ class Training:
         silent_seconds: Seconds since a running training last logged anything.
         best_score: The smallest distance among the checkpoints scored so far.
         gpu_share: Mean use of the GPUs of rank 0's machine, 0 to 1.
-        card_hours: Hours so far of all its cards together, or cores on a CPU: the updates at the present rate.
+        card_hours: Hours so far of all its cards, or of its workers on a CPU: their number times the hours of the updates at this rate.
         card_hours_in_all: The same of all updates, at this rate.
     """
 

@@ -102,7 +102,7 @@ def _print_cost(found: Cost) -> None:
     for line in _bases(found):
         print(line)
     sizes = {
-        name: format_bytes(value) if isinstance(value, (int, float)) and value > 1e5 else value
+        name: f"{value:,} images" if "microbatch" in name else format_bytes(value)
         for name, value in found.to_dict()["memory"].items()
     }
     memory = [f"{name.replace('_', ' ')} {value}" for name, value in sizes.items()]
@@ -121,7 +121,8 @@ def _print_costs(found: Sequence[Cost]) -> None:
         training = one.phases["training"].card_hours
         hours = f"{_hours(training):>11} {_hours(one.card_hours - training):>11} {_hours(one.card_hours):>11}"
         print(f"{one.experiment:<50} {hours}{_price(one.price)}")
-    print("\nevaluation: scores during training, and the reported distance and likelihood; `iddpm cost NAME` lists them separately")
+    print("\nevaluation: scores during training, the choice of the best checkpoint, and the reported distance and likelihood;")
+    print("`iddpm cost NAME` lists them separately")
     for line in dict.fromkeys(line for one in found for line in _bases(one)):
         print(line)
 

@@ -17,6 +17,7 @@ from unittest.mock import Mock
 import click
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
 
@@ -27,7 +28,9 @@ from pipelines.local.images import preparation
 from pipelines.services.services import Services, connect
 from training.config.experiment import Resources
 from training.config.files import read_experiment_file, resolve_experiment
+from training.config.presets import preset
 from training.data.sources.published import PUBLISHED
+from training.models.unet import make_model
 
 Command = Callable[..., "tuple[int, str, str]"]
 
@@ -94,6 +97,17 @@ def test_an_error_is_one_line_on_standard_error(run_iddpm: Command) -> None:
 def test_a_guidance_sweep_takes_scale_and_guide_by_options_of_its_own(run_iddpm: Command, word: str, option: str) -> None:
     status, _, err = run_iddpm("guidance-sweep", "model", "--sampling", word)
     assert (status, err) == (1, f"error: --sampling {word.partition('=')[0]}: give it by {option}\n")
+
+
+def test_a_file_on_this_machine_is_imported(run_iddpm: Command, tmp_path: Path) -> None:
+    file, run, named = tmp_path / "model000700.pt", tmp_path / "run", "digits-tiny-hybrid-cosine"
+    torch.save(make_model(preset(named)).state_dict(), file)
+    status, out, err = run_iddpm("import-checkpoint", str(file), str(run), "--preset", named)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["checkpoint_uri"] == f"{run}/checkpoints/step=00000700"
+    status, _, err = run_iddpm("sample", str(file), str(tmp_path / "grid.png"))
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"{file}: there is no run with a checkpoint there" in err
 
 
 def test_results_alone_are_on_standard_output(run_iddpm: Command, tmp_path: Path) -> None:
@@ -305,6 +319,11 @@ def test_a_tuning_and_an_ablation_prepare_their_images_as_the_options_say(
         assert status == 1
         assert error.startswith("error: data_options: there is no 'num_tests'; did you mean 'num_test'?")
         assert "give --" in run_iddpm(*command, "--data-options", '{"sources": {"digits": "/data"}}')[2]
+
+
+def test_cost_counts_a_microbatch_in_images_and_memory_in_bytes(run_iddpm: Command) -> None:
+    (line,) = (line for line in run_iddpm("cost", "digits-hybrid-cosine")[1].splitlines() if line.startswith("memory in training"))
+    assert re.search(r"largest microbatch bf16 [\d,]+ images, microbatch 64 images, training peak fp32 [\d.]+ MiB", line)
 
 
 def test_cost_is_the_papers(run_iddpm: Command) -> None:

@@ -113,6 +113,22 @@ def test_measured_speeds_are_what_a_cost_is_reckoned_by(tmp_path: Path, monkeypa
     assert phase.basis == "training step, CIFAR-10, fp32, measured 2026-11-24 on a processor, 2 cores"
 
 
+@pytest.mark.slow
+def test_the_table_of_the_ablations_costs_has_what_their_plans_say() -> None:
+    from evaluation.ablations.definitions.cost import joint_cost, trial_cost
+    from evaluation.ablations.definitions.paper import names
+    from evaluation.ablations.definitions.request import AblationRequest
+
+    text = (_ROOT / "BENCHMARKS.md").read_text()
+    for name in names():
+        request = AblationRequest(name=name, scale="paper")
+        trials = request.trials()
+        cost = sum((trial_cost(request, trial) for trial in trials), joint_cost(request))
+        training, _, measuring = cost.describe("H100").removesuffix(" of measuring on one H100").rpartition(" of training, ")
+        number = f"{len(trials)}" + ("" if training else " runs evaluated")
+        assert f"| `{name}` | {number} | {training or '-'}, {measuring} |" in text
+
+
 def test_the_table_of_samplers_has_ratios_on_common_seeds_with_intervals_and_marks_the_goals() -> None:
     def draw(sampler: str, evaluations: int, seed: int, distance: float, slope: float) -> bench_samplers.Draw:
         without = [distance + slope * block for block in range(10)]

@@ -239,6 +239,8 @@ def test_a_machine_without_pydantic_makes_the_same_checks() -> None:
         "diffusion.objective=hybird": "diffusion.objective: must be 'simple' or 'vlb' or 'hybrid', got 'hybird'",
         "optim.num_steps=many": "optim.num_steps: must be of type int, got 'many'",
         "optim.num_steps=0.5": "optim.num_steps: must be of type int, got 0.5",
+        "optim.num_steps=Infinity": "optim.num_steps: must be of type int, got inf",
+        "optim.num_steps=NaN": "optim.num_steps: must be of type int, got nan",
         "model.channel_mult=1,a": "model.channel_mult.1: must be of type int, got 'a'",
         "optim.adam_betas=0.9": "optim.adam_betas: must have 2 entries, got [0.9]",
         "optim.grad_clip_norm=much": "optim.grad_clip_norm: must be of type float, got 'much'",

@@ -87,6 +87,15 @@ def test_an_unknown_preset_is_answered_with_the_nearest_names() -> None:
         presets.preset("cifar10-hybrid-cosin")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [("seed=3", "overrides are a list, each section.field=value"), ([["seed=3"]], "an override is text and reads section.field=value")],
+)
+def test_overrides_that_are_no_list_of_text_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        presets.preset("digits-hybrid-cosine", overrides)
+
+
 def test_the_table_as_plain_data_has_every_row() -> None:
     rows = {row["name"]: row for row in presets.table()}
     assert tuple(rows) == presets.names()

@@ -64,6 +64,25 @@ def test_evaluation_is_counted_as_the_experiment_says() -> None:
     assert "likelihood" not in count_forward_passes(unknown)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "candidates"),
+    [
+        ([], 3),  # of 50 checkpoints
+        (["evaluation.rescore_best=1"], 0),  # a single one is not scored again
+        (["optim.num_steps=20000"], 2),
+        (["optim.num_steps=10000"], 0),
+        (["optim.num_steps=40000", "evaluation.sampling.guidance_scale=2", "evaluation.sampling.guidance_step=20000"], 2),
+    ],
+)
+def test_each_checkpoint_that_is_scored_again_costs_what_the_reported_samples_cost(overrides: list[str], candidates: int) -> None:
+    experiment = presets.preset("cifar10-hybrid-cosine", overrides)
+    passes = count_forward_passes(experiment)
+    assert passes.get("choice", 0) == candidates * passes["sampling"]
+    found = estimate(experiment, with_memory=False)
+    assert found.card_hours == pytest.approx(sum(phase.card_hours for phase in found.phases.values()))
+    assert found.phases.keys() == passes.keys()
+
+
 def test_activation_memory_is_what_autograd_keeps() -> None:
     experiment = presets.preset("digits-hybrid-cosine")
     model = make_model(experiment).train()

@@ -6,6 +6,8 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from training.tracking.metrics_file import METRICS, MetricsFile, last_time, read_metric
 
 
@@ -33,6 +35,32 @@ def test_after_a_rollback_the_later_values_count(tmp_path: Path) -> None:
         resumed.append({"loss": 1.0}, step, step + 20)
     resumed.save()
     assert read_metric(run_uri, "loss") == survivors(run_uri) == [*expected, (40, 1.0)], "after a resume the first value stays"
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_value_that_replaces_another_is_newer_also_where_the_clock_was_set_back(tmp_path: Path, resumed: bool) -> None:
+    file = MetricsFile(str(tmp_path))
+    for step in (20, 30):
+        file.append({"loss": 9.0, "seconds": 1.0}, step, 60_000 + step)
+    file.append({"seconds": 1.0}, 35, 61_000)
+    file.save()
+    if resumed:  # by a machine whose clock is behind
+        file = MetricsFile(str(tmp_path))
+        file.save()
+    file.unsent.clear()
+    file.abandon_after(20, 100)
+    for step, values in ((25, {"loss": 1.5}), (30, {"loss": 1.5, "seconds": 2.0}), (35, {"loss": 1.5})):
+        file.append(values, step, 100 + step)
+    file.save()
+    assert [(point.key, point.step, point.milliseconds) for point in file.unsent] == [
+        ("loss", 25, 125),
+        ("loss", 30, 61_001),
+        ("seconds", 30, 61_001),
+        ("loss", 35, 135),
+    ]
+    again = MetricsFile(str(tmp_path))
+    again.save()
+    assert again.unsent[-4:] == file.unsent, "equal points are sent once"
 
 
 def test_the_line_of_a_rollback_is_one_that_earlier_versions_read(tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 """What a person is told while MLflow does not answer, and which failures are none of MLflow's."""
 
 import errno
+import http.server
 import json
 import math
 import os
 import socket
+import threading
 import time
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 
@@ -106,6 +109,73 @@ def test_a_request_that_can_not_succeed_is_said_once_and_holds_up_no_other(capsy
     sender.put("report.html", fail)
     assert sender.flush(30.0)
     assert "report.html can't be sent" in capsys.readouterr().out, "it had succeeded in between"
+
+
+class _WithoutRoom(http.server.BaseHTTPRequestHandler):
+    """An MLflow whose store of files is full: it answers `status` where it is asked for files, and takes all the rest."""
+
+    status = 500
+    taken: list[str]
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(self.status if "artifacts" in self.path else 200)
+        info = {"run_id": "1", "experiment_id": "1", "artifact_uri": "mlflow-artifacts:/1/1/artifacts", "status": "RUNNING"}
+        body = json.dumps({"run": {"info": info, "data": {}}, "run_info": info}).encode()
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        if self.command == "POST":
+            self.taken.append(self.path.rpartition("/")[2])
+
+    do_GET = do_POST = do_PUT = _answer  # noqa: N815 - the names of http.server
+
+    def log_message(self, *arguments: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize("status", [500, 507], ids=["one that MLflow's client repeats", "one that it does not"])
+def test_an_mlflow_that_has_no_room_for_a_picture_lacks_the_picture_alone(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = type("Handler", (_WithoutRoom,), {"status": status, "taken": []})
+    monkeypatch.setattr(sender_module, "_FLUSH_PAUSE_SECONDS", 0.01)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_address[1]}")
+        run = TrackedRun(connect(), "1", run_uri=str(tmp_path))
+        run.log_image("samples", np.zeros((8, 8, 3), np.uint8), 200)
+        run.log_metrics({"loss": 0.5}, 250)
+        run.log_artifact("<p>report</p>", "report.html")
+        assert run.finish("FINISHED", timeout_seconds=20.0)
+        server.shutdown()
+    assert handler.taken == ["log-batch", "update"]  # type: ignore[attr-defined]
+    assert (tmp_path / METRICS).exists()
+    said = capsys.readouterr().out
+    for name in ("image samples of step 200", "report.html"):
+        assert said.count(f"MLflow answers, but does not take {name}; the next step or the same command sends it (") == 1
+    assert "does not answer" not in said
+
+
+def test_a_file_waits_as_long_as_mlflow_is_away(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    attempts: list[int] = []
+    monkeypatch.setattr(sender_module, "_FLUSH_PAUSE_SECONDS", 0.01)
+
+    def ask() -> None:
+        if len(attempts) < 20:
+            raise requests.ConnectionError("no route")
+
+    def send() -> None:
+        attempts.append(1)
+        ask()
+
+    sender = BackgroundSender(kept_in="memory")
+    sender.put("report.html", send, ask=ask)
+    assert sender.flush(30.0)
+    assert len(attempts) == 20
+    said = capsys.readouterr().out
+    assert said.count("MLflow does not answer; work goes on") == said.count("MLflow answers again") == 1
+    assert "does not take" not in said
 
 
 def test_the_thread_ends_when_nothing_is_sent_and_holds_nothing_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

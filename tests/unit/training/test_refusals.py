@@ -87,6 +87,13 @@ def test_a_checkpoint_of_another_experiment(tmp_path: Path) -> None:
         train(job(tmp_path))
 
 
+def test_a_checkpoint_of_an_experiment_that_has_the_default_of_a_later_field(tmp_path: Path) -> None:
+    checkpoint.save(str(tmp_path), 10, {"experiment.json": EXPERIMENT.to_json().encode()})
+    mine = dataclasses.replace(job(tmp_path), experiment=EXPERIMENT.override(["model.norm_groups=8"]))
+    with pytest.raises(TrainingError, match=r"another experiment \(model.norm_groups is 32 there and 8 here\); train in another directory"):
+        train(mine)
+
+
 def test_a_data_set_in_memory_that_the_experiment_streams(tmp_path: Path) -> None:
     prepare(digits("test"), str(tmp_path / "data" / "train"), image_size=8, options=Options(resize="none"))
     streamed = dataclasses.replace(
