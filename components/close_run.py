@@ -35,14 +35,14 @@ def close_run(
     """
     from components.launch.logs import pipeline_log_stored
     from components.steps.close import finish_training, finish_unread
-    from components.steps.settings import resolve_experiment_form
+    from components.steps.settings import kept_experiment
     from training import storage
     from training.config.errors import UserError
 
     with pipeline_log_stored(storage_root_uri, pipeline_run_id, "close-run"):
         try:
-            experiment = resolve_experiment_form(experiment_preset, experiment_overrides, experiment_file, seed)
-        except UserError:
+            experiment = kept_experiment(storage_root_uri, pipeline_run_id, experiment_preset, experiment_overrides, experiment_file, seed)
+        except (UserError, storage.StorageError):
             name = experiment_preset or "experiment file"
             return storage.retry(lambda: finish_unread(status.state, pipeline_run_id, storage_root_uri, name=name))
         return storage.retry(lambda: finish_training(status.state, pipeline_run_id, experiment, data_uri, storage_root_uri))

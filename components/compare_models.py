@@ -37,6 +37,6 @@ def compare_models(
 
     with pipeline_log_stored(storage_root_uri, pipeline_run_id, "compare-models"):
         uri: str = run_step(COMPARE, {"models": models, "num_samples": num_samples, "storage_root_uri": storage_root_uri}, resources)
-        storage.download(uri, page.path)
-        tell_comparison(uri, pipeline_run_id, storage_root_uri)
+        storage.retry(lambda: storage.download(uri, page.path))
+        storage.retry(lambda: tell_comparison(uri, pipeline_run_id, storage_root_uri))
     return uri

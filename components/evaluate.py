@@ -32,7 +32,8 @@ def evaluate(
     from components.launch.run import run_step
     from components.steps.evaluate import log_result
     from components.steps.registry import EVALUATE
+    from training import storage
 
     arguments = {"run_uri": run_uri, "data_uri": data_uri, "reference_uri": reference_uri}
     uri = run_step(EVALUATE, {**arguments, "pipeline_run_id": pipeline_run_id, "force_from": force_from}, resources)
-    return log_result(uri, metrics.log_metric)
+    return storage.retry(lambda: log_result(uri, metrics.log_metric))

@@ -30,6 +30,7 @@ def measure_trial(
     from components.ablations.registry import MEASURE
     from components.ablations.steps import log_record
     from components.launch.run import run_step
+    from training import storage
 
     uri = run_step(MEASURE, {"item": item, "run_uri": run_uri, "pipeline_run_id": pipeline_run_id}, resources)
-    return log_record(uri, metrics.log_metric)
+    return storage.retry(lambda: log_record(uri, metrics.log_metric))

@@ -34,8 +34,9 @@ def plan_tuning(
         The experiment without any suggestion, as JSON, and the request.
     """
     from components.launch.logs import pipeline_log_stored
-    from components.tuning.directory import from_form
+    from components.tuning.directory import from_form, keep_request
 
     with pipeline_log_stored(storage_root_uri, pipeline_run_id, "plan-tuning"):
         request = from_form(experiment_preset, experiment_overrides, experiment_file, tune_search, tune_trials, tune_options)
+        keep_request(request, storage_root_uri, pipeline_run_id)
         return request.experiment().to_json(), request.to_dict()

@@ -30,7 +30,8 @@ def preprocess(
     from components.steps.preprocess import write_manifests
     from components.steps.registry import PREPROCESS
     from components.steps.settings import read_data_options
+    from training import storage
 
     arguments = {"experiment": experiment, "data_uri": data_uri, "storage_root_uri": storage_root_uri, "source": source}
     uri = run_step(PREPROCESS, {**arguments, **read_data_options(options).arguments()}, resources)
-    return write_manifests(uri, manifest.path)
+    return storage.retry(lambda: write_manifests(uri, manifest.path))

@@ -41,15 +41,24 @@ def report_tuning(
     """
     from components.launch.logs import pipeline_log_stored
     from components.steps.close import finish_unread
-    from components.tuning.directory import from_form
+    from components.tuning.directory import kept_request
     from components.tuning.report import finish_tuning
     from training import storage
     from training.config.errors import UserError
 
     with pipeline_log_stored(storage_root_uri, pipeline_run_id, "report-tuning"):
         try:
-            request = from_form(experiment_preset, experiment_overrides, experiment_file, tune_search, tune_trials, tune_options)
-        except UserError:
+            request = kept_request(
+                storage_root_uri,
+                pipeline_run_id,
+                experiment_preset,
+                experiment_overrides,
+                experiment_file,
+                tune_search,
+                tune_trials,
+                tune_options,
+            )
+        except (UserError, storage.StorageError):
             name = f"tuning of {experiment_preset or 'an experiment file'}"
             return storage.retry(lambda: finish_unread(status.state, pipeline_run_id, storage_root_uri, name=name))
         return storage.retry(lambda: finish_tuning(status.state, pipeline_run_id, request, data_uri, storage_root_uri, page_path=page.path))

@@ -34,6 +34,7 @@ def score_model(
     from components.steps.evaluate import log_result
     from components.steps.nightly import reporting_failure
     from components.steps.registry import SCORE
+    from training import storage
 
     purpose = f"nightly-{pipeline_run_id}"
     arguments = {
@@ -46,4 +47,4 @@ def score_model(
     log = pipeline_log_stored(storage_root_uri, pipeline_run_id, "score-model")
     with log, reporting_failure(checkpoint_uri, weights, storage_root_uri, purpose):
         uri = run_step(SCORE, arguments, resources)
-    return log_result(uri, metrics.log_metric)
+    return storage.retry(lambda: log_result(uri, metrics.log_metric))

@@ -66,11 +66,11 @@ def settings(
         The experiment as JSON, and what the pods of each stage ask for. KFP takes numbers as text.
     """
     from components.launch.logs import pipeline_log_stored
-    from components.steps.settings import check_settings, require_rule
+    from components.steps.settings import check_settings, keep_experiment, require_rule
 
     with pipeline_log_stored(storage_root_uri, pipeline_run_id, "settings"):
         require_rule(baseline_nights, threshold_difference)
-        return check_settings(
+        checked = check_settings(
             experiment_preset,
             experiment_overrides,
             experiment_file,
@@ -81,3 +81,5 @@ def settings(
             evaluate_resources,
             force_from,
         )
+        keep_experiment(checked[0], storage_root_uri, pipeline_run_id)
+        return checked

@@ -21,17 +21,25 @@ from training.cost.estimate import TRAINING_PASSES, count_macs
 from training.data.format.manifest import read_manifest
 
 
-def measure_one(request: AblationRequest, trial: Trial, item: Mapping[str, Any], run_uri: str, resources: Mapping[str, Any]) -> TrialRecord:
+def measure_one(
+    request: AblationRequest,
+    trial: Trial,
+    item: Mapping[str, Any],
+    run_uri: str,
+    resources: Mapping[str, Any],
+    pipeline_run_id: str = "",
+) -> TrialRecord:
     """Take all measures of a trial.
 
     Args:
         run_uri: Its run's directory, or a checkpoint's.
         resources: Fields of `training.config.experiment.Resources`.
+        pipeline_run_id: The pipeline's run that measures it; empty for none.
     """
     found: dict[str, Any] = {}
     best = request.ablation().checkpoint == "best"
     if "final" in trial.measures:  # first, as it chooses the checkpoint of the other measures
-        found["final"] = _final(run_uri, item, resources, best=best)
+        found["final"] = _final(run_uri, item, resources, pipeline_run_id, best=best)
     model = trial_model(run_uri, item, resources, best=best)
     for name in trial.measures:
         if name != "final":
@@ -97,10 +105,11 @@ def trial_model(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, A
     )
 
 
-def _final(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any], *, best: bool) -> dict[str, Any]:
+def _final(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any], pipeline_run_id: str, *, best: bool) -> dict[str, Any]:
     """Return the reported evaluation. For a run of this project the best checkpoint is chosen, logged to MLflow and registered."""
     if best and storage.exists(storage.join(run_uri, RESULT)):
-        stored: dict[str, Any] = storage.read_json(evaluate_run(run_uri, item["data_uri"], item["reference_uri"], resources))
+        uri = evaluate_run(run_uri, item["data_uri"], item["reference_uri"], resources, pipeline_run_id)
+        stored: dict[str, Any] = storage.read_json(uri)
         return stored
     model = trial_model(run_uri, item, resources)
     return model.evaluate(result_name=f"ablation-{model.step:08d}-{model.weights}").to_dict()

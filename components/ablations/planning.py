@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.ablations.directory import PLAN, Plan, ablation_uri
@@ -19,6 +19,7 @@ from training.config.experiment import Experiment
 from training.console import say
 
 _NEEDS_REFERENCE = {"final", "sampling-steps", "figure-1", "raw-weights"}
+_NEEDS_COUNTS = {"sampling-steps", "figure-1", "likelihood-steps"}
 _NEEDS_TEST_IMAGES = {"final", "likelihood-steps", "bound", "history-likelihood"}
 
 
@@ -60,8 +61,8 @@ def plan(
     """Plan the trials, write the plan, and open the ablation's run in MLflow, the parent of the trials' runs; return the plan's items.
 
     Raises:
-        UserError: A trial is not valid, it has a metric that could not be computed, or a run to evaluate does not exist; the message says
-            how to get it.
+        UserError: A trial is not valid, it has a metric or measure that could not be computed, trials could not be compared, or a run to
+            evaluate does not exist; the message says how to get it.
     """
     from components.steps.reference import planned_reference
 
@@ -69,10 +70,11 @@ def plan(
     if os.environ.get("KFP_POD_NAME"):  # on a laptop there is no Workflow
         require_sweep_fits(len(trials))
     run_uris = [_existing_run(request, trial, storage_root_uri, data_uri) for trial in trials]
+    experiments = [_experiment_of(trial) for trial in trials]
+    _require_measurable(request, list(zip(trials, experiments, strict=True)))
     items, values = [], {}
     references: dict[tuple[Any, ...], str] = {}
-    for trial, run_uri in zip(trials, run_uris, strict=True):
-        experiment = _experiment_of(trial)
+    for trial, run_uri, experiment in zip(trials, run_uris, experiments, strict=True):
         place = _data_uri(experiment, storage_root_uri, data_uri)
         values[trial.label] = values_of(request.ablation(), experiment)
         if _NEEDS_TEST_IMAGES & set(trial.measures):
@@ -124,6 +126,29 @@ def _experiment_of(trial: Trial) -> Experiment:
     if found != wanted:
         raise UserError(f"--run {trial.role}={trial.run_uri}: was trained by L_{found}, and {trial.role} is a model of L_{wanted}")
     return experiment
+
+
+def _require_measurable(request: AblationRequest, planned: Sequence[tuple[Trial, Experiment]]) -> None:
+    """Refuse trials whose measures would fail after hours, or have no counterpart: a run that the user named may have any experiment."""
+    sizes: dict[tuple[str, ...], tuple[str, str]] = {}
+    for trial, experiment in planned:
+        timesteps, data = experiment.diffusion.num_timesteps, experiment.data
+        if _NEEDS_COUNTS & set(trial.measures) and min(request.counts(), default=0) > timesteps:
+            counts = ", ".join(map(str, request.counts()))
+            raise UserError(
+                f"{trial.label} has {timesteps} timesteps, and {request.name} takes {counts} steps; take a model of more timesteps"
+            )
+        same: dict[tuple[str, ...], str] = {}
+        if "bound" in trial.measures or request.ablation().joint == "ensemble":
+            same["timesteps",] = f"{timesteps:,} timesteps"
+        if "samples" in trial.measures:
+            same["images", data.name] = f"images of {data.image_size}x{data.image_size} with {data.image_channels} channels"
+        for kind, size in same.items():
+            label, other = sizes.setdefault(kind, (trial.label, size))
+            if size != other:
+                raise UserError(
+                    f"{request.name} compares {label}, which has {other}, with {trial.label}, which has {size}; take equal ones"
+                )
 
 
 def _existing_run(request: AblationRequest, trial: Trial, storage_root_uri: str, data_uri: str) -> str:

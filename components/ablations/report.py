@@ -94,7 +94,7 @@ def make_report(ablation_uri: str, page_path: str = "", *, cancelled: bool = Fal
     parent.log_artifact(table, "table.csv")
     parent.log_artifact(json.dumps({**summary, "rows": flat}, indent=2), "table.json")
     parent.set_tags({"iddpm.compare_url": compare_url})
-    parent.log_metrics({"num_finished": len(records) - len(failed), "num_failed": len(failed)}, 0)
+    parent.correct_metrics({("num_finished", 0): len(records) - len(failed), ("num_failed", 0): len(failed)})
     if not parent.finish("FINISHED" if not failed else "KILLED" if cancelled else "FAILED"):
         raise TrackingError(f"MLflow does not answer and lacks the report {uri}")
     return uri

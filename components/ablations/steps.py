@@ -54,7 +54,7 @@ def measure_trial(item: Mapping[str, Any], run_uri: str, resources: Mapping[str,
         plan = read_plan(item["ablation_uri"])
         trial = plan.trial(item["label"])
         assert trial is not None, "every item of the plan is a trial"
-        return measure_one(plan.request, trial, item, run_uri, resources)
+        return measure_one(plan.request, trial, item, run_uri, resources, pipeline_run_id)
 
     return _write_record(item, measure, pipeline_run_id)
 
@@ -83,6 +83,7 @@ def measure_joint(ablation_uri: str, resources: Mapping[str, Any]) -> str:
 
 def _measure_jointly(plan: Plan, items: Sequence[Mapping[str, Any]], role: str, seed: int | None, resources: Mapping[str, Any]) -> str:
     from evaluation.ablations.trials.joint import input_digests
+    from training.tracking.runs import PIPELINE_RUN_TAG, tags_of
 
     item = {**items[0], "label": label_of(role, seed), "seed": seed}
     trials = [record for record in map(finished_record, items) if record is not None]
@@ -96,7 +97,8 @@ def _measure_jointly(plan: Plan, items: Sequence[Mapping[str, Any]], role: str, 
 
         return measure_several(plan.request.ablation().joint, items, resources)
 
-    return _write_record(item, measure)
+    # The step is given the plan alone. A pipeline's run that plans the ablation takes over its run in MLflow.
+    return _write_record(item, measure, tags_of(plan.parent_run_id).get(PIPELINE_RUN_TAG, ""))
 
 
 def log_record(uri: str, log_metric: Callable[[str, float], None]) -> str:
@@ -136,7 +138,7 @@ def _uri_of_record(item: Mapping[str, Any]) -> str:
     return record_uri(item["ablation_uri"], item["label"])
 
 
-def _write_record(item: Mapping[str, Any], measure: Callable[[], TrialRecord], pipeline_run_id: str = "") -> str:
+def _write_record(item: Mapping[str, Any], measure: Callable[[], TrialRecord], pipeline_run_id: str) -> str:
     with _tracked(item, pipeline_run_id) as tracking:
         record = dataclasses.replace(measure(), tracking_run_id=tracking.run_id)
         storage.write_json(_uri_of_record(item), record.to_dict())

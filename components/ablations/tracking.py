@@ -88,8 +88,7 @@ class TrialTracking:
         if record.run_uri and storage.exists(result_uri):
             tags["iddpm.training_run_id"] = str(storage.read_json(result_uri, TrainingFields).get("tracking_run_id", ""))
         self._run.set_tags(tags)
-        for (name, step), value in metric_points(record).items():
-            self._run.log_metrics({name: value}, step)
+        self._run.correct_metrics(metric_points(record))
         for (name, step), pixels in sample_pictures(record).items():
             self._run.log_image(name, pixels, step)
         return self.close("FINISHED")

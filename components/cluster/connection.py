@@ -29,7 +29,7 @@ def current_namespace() -> str:
     """Return the namespace of this pod, or of the kubeconfig's current context; "default" where neither has one."""
     try:
         if in_cluster():
-            return _NAMESPACE_FILE.read_text().strip()
+            return _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
         _, context = config.list_kube_config_contexts(_kubeconfig())
         return str(context["context"].get("namespace") or "default")
     except Exception as error:  # a broken kubeconfig raises errors of many types

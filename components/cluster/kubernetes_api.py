@@ -206,8 +206,11 @@ class KubernetesApi:
     def log_tail(self, pod: str) -> str:
         """Return the last 200 lines of the log of a step's pod; empty if there is none, or it can't be read."""
         try:
-            read = client.CoreV1Api(self._client).read_namespaced_pod_log
-            return str(read(pod, self.namespace, container="main", tail_lines=200, _request_timeout=_TIMEOUT))
+            response = client.CoreV1Api(self._client).read_namespaced_pod_log(
+                pod, self.namespace, container="main", tail_lines=200, _preload_content=False, _request_timeout=_TIMEOUT
+            )
+            with contextlib.closing(response):
+                return str(response.data.decode(errors="replace"))  # the client itself raises where a log is not UTF-8
         except (ApiException, *_NO_ANSWER):
             return ""
 

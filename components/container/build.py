@@ -144,7 +144,8 @@ def build(engine: Sequence[str], what: Build, pip: Pip) -> None:
             str(ROOT),
         ]
         done = subprocess.run(command, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
-        is_built = built.exists() and bool(built.read_text().strip())  # podman that is told to end does so with the exit code 0
+        # podman that is told to end does so with the exit code 0
+        is_built = built.exists() and bool(built.read_text(encoding="utf-8").strip())
     if done.returncode != 0 or not is_built:
         raise BuildError(f"{engine[0]} could not build {what.image}; its messages above say why")
 
@@ -160,7 +161,7 @@ def podman_limits() -> list[str]:
     Podman's own defaults may need a right that this user lacks. Podman lowers its own limits to the kernel's number of processes and
     to a million files, and nobody without that right can raise them again.
     """
-    processes = int(Path("/proc/sys/kernel/pid_max").read_text())
+    processes = int(Path("/proc/sys/kernel/pid_max").read_text(encoding="utf-8"))
     limits = {"nofile": (resource.RLIMIT_NOFILE, 1 << 20), "nproc": (resource.RLIMIT_NPROC, processes)}
     words: list[str] = []
     for name, (limit, largest) in limits.items():
@@ -247,7 +248,7 @@ def _secrets(pip: Pip) -> Iterator[dict[str, Path]]:
             options["cert"] = "/run/secrets/pip-ca.pem"
         lines = ["[global]", *(f"{option} = {' '.join(value.split())}" for option, value in options.items())]
         secrets["pip.conf"].touch(mode=0o600)
-        secrets["pip.conf"].write_text("\n".join(lines) + "\n")
+        secrets["pip.conf"].write_text("\n".join(lines) + "\n", encoding="utf-8")
         yield secrets
 
 

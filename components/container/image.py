@@ -17,7 +17,14 @@ VERSION = "0.1.0"
 DEFAULT_IMAGE = f"iddpm-pipelines:{VERSION}"
 """Reference of the image that `make image` builds: named by the release, never `latest`."""
 
-_REFERENCE = re.compile(r"[\w.\-]+(:\d+(?=/))?(/[\w.\-]+)*(:(?P<tag>[\w][\w.\-]{0,127}))?(@sha256:(?P<digest>[0-9a-f]{64}))?")
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+_REFERENCE = re.compile(
+    rf"(?:(?=[^/]*[.:]){_LABEL}(?:\.{_LABEL})*(?::\d+)?/)?"  # the registry: a host name, which a dot or a port tells from the image's name
+    rf"{_PART}(?:/{_PART})*(?::(?P<tag>\w[\w.-]{{0,127}}))?(?:@sha256:(?P<digest>[0-9a-f]{{64}}))?",
+    re.ASCII,
+)
+"""The grammar of container runtimes. Kubernetes takes a pod whose image has another form, and the pod waits for ever."""
 _MOVING_TAGS = ("latest", "main", "master", "dev", "edge", "nightly", "stable")
 
 
@@ -37,8 +44,11 @@ def image_from(reference: str, *, variable: str = "IDDPM_IMAGE") -> str:
     """
     match = _REFERENCE.fullmatch(reference)
     if match is None:
-        raise ImageError(f"{variable}: {reference!r} is not an image reference like name:tag or name@sha256:<64 hexadecimal digits>")
-    if match["digest"] is None and (match["tag"] is None or match["tag"] in _MOVING_TAGS):
+        raise ImageError(
+            f"{variable}: {reference!r} is not an image reference like name:tag or name@sha256:<64 hexadecimal digits>; "
+            "an image's name is in lower case"
+        )
+    if match["digest"] is None and (match["tag"] is None or match["tag"].lower() in _MOVING_TAGS):
         raise ImageError(f"{variable}: {reference!r} can change under a cached step; name a digest or a tag that is never written twice")
     return reference
 

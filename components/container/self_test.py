@@ -93,12 +93,12 @@ def check_modules() -> str:
 def _is_definition(name: str) -> bool:
     """Return True if a module defines a component: kfp's compiler copies its source into the step."""
     spec = importlib.util.find_spec(name)
-    return spec is not None and spec.origin is not None and "from kfp import" in Path(spec.origin).read_text()
+    return spec is not None and spec.origin is not None and "from kfp import" in Path(spec.origin).read_text(encoding="utf-8")
 
 
 def check_allocator() -> str:
     """Check that tcmalloc is loaded, without which a training on a CPU takes more memory than `iddpm cost` says."""
-    if "libtcmalloc" not in Path("/proc/self/maps").read_text():
+    if "libtcmalloc" not in Path("/proc/self/maps").read_text(encoding="utf-8"):
         raise SelfTestError(f"tcmalloc is not loaded; LD_PRELOAD is {os.environ.get('LD_PRELOAD', '') or 'empty'}")
     return "memory comes from tcmalloc"
 
@@ -107,11 +107,11 @@ def check_executor() -> str:
     """Check that a step runs in kfp's executor, without the requirements of kfp's compiler and client."""
     with tempfile.TemporaryDirectory() as directory:
         module, result = Path(directory, "component.py"), Path(directory, "result.json")
-        module.write_text(_COMPONENT)
+        module.write_text(_COMPONENT, encoding="utf-8")
         given = {"inputs": {"parameterValues": {"number": 21}}, "outputs": {"outputFile": str(result)}}
         command = ["--component_module_path", str(module), "--executor_input", json.dumps(given), "--function_to_execute", "double"]
         _run([sys.executable, "-m", "kfp.dsl.executor_main", *command], _KFP_RUNTIME="true")
-        output = json.loads(result.read_text())["parameterValues"]["Output"]
+        output = json.loads(result.read_text(encoding="utf-8"))["parameterValues"]["Output"]
     if output != 42:
         raise SelfTestError(f"the step returned {output} for 2 * 21")
     return f"a step runs in the executor of kfp {importlib.metadata.version('kfp')}"

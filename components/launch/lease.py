@@ -59,7 +59,7 @@ class Lease:
 
     Attributes:
         owner: The pipeline's run and what of it trains, equal for a retry of the same step; empty outside a pipeline.
-        host: The machine or pod, with its namespace of processes.
+        host: The machine or pod, with its namespace of processes and the start of its kernel.
         pid: The process on that host.
         began: A mark of the process that no later one with its number has.
         id: Differs for each time that a lease is taken.
@@ -124,14 +124,24 @@ def read_lease(directory_uri: str) -> tuple[int, Lease | None]:
 
 
 def _new_lease(owner: str) -> Lease:
-    host = f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"  # containers may share a name, and each counts its processes
+    # Containers may share a name, and each counts its processes. Two machines may share one too, and outside of containers the number of
+    # the namespace is the same on all of them.
+    host = f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()} {_boot_id()}"
     return Lease(owner=owner, host=host, pid=os.getpid(), began=_beginning(os.getpid()), id=uuid.uuid4().hex)
+
+
+def _boot_id() -> str:
+    """Return the id that the kernel took when it started; empty in a sandbox that has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def _beginning(pid: int) -> str:
     """Return when a process began, in ticks since the machine did; empty if there is none, or only its exit code waits to be read."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]

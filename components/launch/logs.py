@@ -19,7 +19,8 @@ from training.config.errors import UserError
 from training.storage.logs import LogUpload, log_uri
 
 PIPELINES = "pipelines"
-"""The folder of a storage root that has a directory for each run of a pipeline: the logs of steps that work on no other directory."""
+"""The folder of a storage root with a directory for each run of a pipeline: the logs of steps that work on no other directory, and what
+the first step read from the form."""
 _LAST_LINES_SECONDS = 5.0
 
 
@@ -114,7 +115,7 @@ def _append(path: Path, error: BaseException) -> None:
     if _ends_with(path, f": {error}"):
         return
     is_expected = isinstance(error, UserError) or not isinstance(error, Exception)
-    with path.open("a", errors="replace") as file:
+    with path.open("a", errors="replace", encoding="utf-8") as file:
         file.write(f"{type(error).__name__}: {error}\n" if is_expected else "".join(traceback.format_exception(error)))
 
 

@@ -35,8 +35,8 @@ _TEXT_FROM_NUMBERS = {"extra": "forbid", "coerce_numbers_to_str": True}
 _MAX_SECONDS = 2**31 - 1
 """KubeRay keeps a deadline in 32 bits."""
 STAGES = ("data", "train", "evaluate")
-_ENTRY = re.compile(r"(node_selector|rayjob\.(?:labels|annotations|env))\.(.+)")
-"""Path of a map's entry: the map, and the key."""
+MAP_ENTRY = re.compile(r"(node_selector|rayjob\.(?:labels|annotations|env))\.(.+)")
+"""Path of a map's entry, whose value is text: the map, and the key."""
 _GIB = 2**30
 _MIN_BASE_BYTES, _MIN_WORKER_BYTES = _GIB, _GIB // 2
 """Least memory of a pod: for Python, torch and Ray's object store (at least 80 MB, and 30% of the memory), and for each worker."""
@@ -256,7 +256,7 @@ def read_resources(text: str, *, stage: str) -> StageResources:
     parameter = f"{stage}_resources"
     given = _given(text, parameter)
     profile = given.pop("profile", "laptop")
-    if profile not in PROFILES:
+    if not isinstance(profile, str) or profile not in PROFILES:
         raise UserError(f"{parameter}: there is no profile {profile!r}; write {', '.join(PROFILES)}, or a JSON object")
     base = PROFILES[profile]
     names = [each.name for each in fields(StageResources)]
@@ -325,7 +325,7 @@ def merge_resources(text: str, changes: Mapping[str, Any], *, stage: str) -> str
     """
     merged = _given(text, f"{stage}_resources")
     for path, value in changes.items():
-        entry = _ENTRY.fullmatch(path)
+        entry = MAP_ENTRY.fullmatch(path)
         *parents, leaf = [*entry[1].split("."), entry[2]] if entry else path.split(".")
         node = merged
         for parent in parents:

@@ -104,7 +104,7 @@ def run_in_child(step: Step, arguments: Mapping[str, Any], *, memory: str) -> An
             except subprocess.TimeoutExpired:
                 continue
         stop.raise_if_set()
-        answered = json.loads(answer.read_text()) if answer.exists() else {}
+        answered = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
         message = answered.get("error", "")
         if child.returncode == 0:
             return answered["returned"]

@@ -7,6 +7,7 @@ all the same.
 from __future__ import annotations
 
 import sys
+import traceback
 
 from components.cluster.connection import KubernetesError, current_namespace
 from components.cluster.kubernetes_api import KubernetesApi
@@ -19,7 +20,7 @@ from training.tracking.client import TrackingError
 
 
 def main() -> int:
-    """Clean up once; return 1 if the cluster or MLflow refused any of it, or a setting is wrong."""
+    """Clean up once; return 1 if the cluster or MLflow refused any of it, a setting is wrong, or a task failed otherwise."""
     code = 0
     try:
         api = KubernetesApi(current_namespace(), patience_seconds=60.0)
@@ -31,6 +32,9 @@ def main() -> int:
             clean_up(api)
         except (KubernetesError, TrackingError, UserError) as error:
             say(str(error))
+            code = 1
+        except Exception:  # one odd run must not keep the other tasks from their work
+            traceback.print_exc()
             code = 1
     return code
 

@@ -1,10 +1,11 @@
 """Delete garbage from a storage root, beside trainings that run.
 
 What a look finds to be garbage is noted with the time in `<root>/gc/seen.json`. A later look deletes it, once it has been garbage for
-the grace time without interruption: a reader that found it before has finished by then. Just before, the directory and MLflow are
-asked again. The directory of a whole run is marked first (`deleting.json`), and a training that starts there refuses it after its own
-first write: of the two, one sees what the other wrote. Just before the first deletion all of these directories are
-listed again. One that is written to after that stays; but what only it names may be deleted already.
+the grace time without interruption: a reader that found it before has finished by then. Just before, the directory is listed again, and
+MLflow is asked again, once for a few runs and sweeps together: it may have thousands of runs. The directory of a whole run is marked
+before that (`deleting.json`), and a training that starts there refuses it after its own first write: of the two, one sees what the other
+wrote. Just before the first deletion all of these directories are listed again. One that is written to after that stays; but what only
+it names may be deleted already.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from components.launch.logs import PIPELINES
 from components.retention.survey import Directory, Garbage, Policy, group, outdated, survey
-from evaluation.records.run_directory import DELETING, RESULT
+from evaluation.records.run_directory import DELETING, EVALUATIONS, RESULT
 from training import storage
 from training.checkpoints.checkpoint import COMPLETE
 from training.config.errors import UserError
@@ -29,6 +30,8 @@ from training.tracking.references import Records, read_records
 T = TypeVar("T")
 
 SEEN = "gc/seen.json"
+_OWNERS_AT_ONCE = 20
+"""Runs and sweeps for which MLflow's records are read once."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -110,10 +113,10 @@ def collect(
         _in_parallel(storage.delete, [entry.uri for entry in old])
     if delete and deletable:
         names = look_again()
-        for owner, group_of in itertools.groupby(deletable, key=lambda each: each.owner):
-            of_owner = list(group_of)
-            is_gone = _delete(root_uri, owner, of_owner, still_garbage)
-            (collection.deleted if is_gone else collection.spared).extend(of_owner)
+        owners = [list(of_owner) for _, of_owner in itertools.groupby(deletable, key=lambda each: each.owner)]
+        for first in range(0, len(owners), _OWNERS_AT_ONCE):
+            for of_owner, is_gone in _delete(root_uri, owners[first : first + _OWNERS_AT_ONCE], still_garbage):
+                (collection.deleted if is_gone else collection.spared).extend(of_owner)
     return collection
 
 
@@ -156,36 +159,48 @@ def _in_parallel(call: Callable[[str], T], uris: Sequence[str]) -> list[T]:
         return list(pool.map(call, uris))
 
 
-def _delete(root_uri: str, owner: str, garbage: Sequence[Garbage], still_garbage: Callable[[], set[str]]) -> bool:
-    """Delete garbage of one run or sweep; return False where something began to need it since it was found."""
-    owner_uri = storage.join(root_uri, owner)
-    mark_uri = storage.join(owner_uri, DELETING)
-    is_whole = any(each.name == owner for each in garbage)
-    if is_whole:
-        storage.write_json(mark_uri, {"since": time.time()})
-    is_needed = True
+def _delete(
+    root_uri: str, owners: Sequence[Sequence[Garbage]], still_garbage: Callable[[], set[str]]
+) -> Iterator[tuple[Sequence[Garbage], bool]]:
+    """Delete the garbage of some runs and sweeps; yield that of each, and False where something began to need it since it was found."""
+    whole = [garbage[0].owner for garbage in owners if any(each.name == each.owner for each in garbage)]
+    marks = {owner: storage.join(root_uri, owner, DELETING) for owner in whole}
     try:
+        for mark_uri in marks.values():
+            storage.write_json(mark_uri, {"since": time.time()})
         names = still_garbage()
-        found, _ = group(root_uri, storage.list_objects(owner_uri))
-        is_written = any(files.modified > garbage[0].modified for files in found)
-        is_needed = is_written or any(each.name not in names for each in garbage)
+        for garbage in owners:
+            owner = garbage[0].owner
+            found, _ = group(root_uri, storage.list_objects(storage.join(root_uri, owner)))
+            is_written = any(files.modified > garbage[0].modified for files in found)
+            is_needed = is_written or any(each.name not in names for each in garbage)
+            mark_uri = marks.pop(owner, "")  # it stays where the deletion is interrupted
+            if is_needed and mark_uri:
+                storage.delete(mark_uri)
+            for each in () if is_needed else garbage:
+                _delete_directory(storage.join(root_uri, each.name))
+            yield garbage, not is_needed
     finally:
-        if is_needed and is_whole:
+        for mark_uri in marks.values():
             storage.delete(mark_uri)
-    if is_needed:
-        return False
-    # A reader, and a training after an interruption of this, find an unfinished run and incomplete checkpoints, never damaged ones.
-    for each in garbage:
-        uri = storage.join(root_uri, each.name)
-        uris = storage.list_uris(uri)
-        for first in (RESULT, COMPLETE):
-            for file_uri in uris:
-                if file_uri.rpartition("/")[2] == first:
-                    storage.delete(file_uri)
-        for directory_uri in storage.list_dirs(uri):
-            storage.delete_prefix(directory_uri)
-        for file_uri in storage.list_uris(uri):
-            if file_uri != mark_uri:
-                storage.delete(file_uri)
-        storage.delete_prefix(uri)
-    return True
+
+
+def _delete_directory(uri: str) -> None:
+    """Delete a directory so that an interruption leaves an unfinished run or an incomplete checkpoint, never a damaged one.
+
+    A run's result goes first, then its scores: a training that goes on there would stop early by a score whose checkpoint is gone.
+    """
+    uris = storage.list_uris(uri)
+    for file_uri in uris:
+        if file_uri.rpartition("/")[2] == RESULT:
+            storage.delete(file_uri)
+    storage.delete_prefix(storage.join(uri, EVALUATIONS))
+    for file_uri in uris:
+        if file_uri.rpartition("/")[2] == COMPLETE:
+            storage.delete(file_uri)
+    for directory_uri in storage.list_dirs(uri):
+        storage.delete_prefix(directory_uri)
+    for file_uri in storage.list_uris(uri):
+        if file_uri.rpartition("/")[2] != DELETING:
+            storage.delete(file_uri)
+    storage.delete_prefix(uri)

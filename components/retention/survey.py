@@ -145,22 +145,18 @@ class Files:
         return dict(found)
 
 
-def addresses(texts: Iterable[str]) -> set[str]:
-    """Return the addresses below a storage root that texts contain."""
-    return {found.rstrip("./:") for text in texts for found in _ADDRESS.findall(text)}
-
-
-def is_named(name: str, named: Iterable[str]) -> bool:
-    """Return True if something is named that is this directory or lies in it."""
-    return any(address == name or address.startswith(f"{name}/") for address in named)
+def named_in(texts: Iterable[str]) -> set[str]:
+    """Return the addresses below a storage root that texts contain, and the directories in which these lie."""
+    found = {address.rstrip("./:") for text in texts for address in _ADDRESS.findall(text)}
+    return found | {address[:end] for address in found for end, letter in enumerate(address) if letter == "/"}
 
 
 def named_by(records: Records, *, running: bool = False) -> set[str]:
-    """Return the addresses that MLflow's records contain; with `running`, those of running runs alone."""
+    """Return `named_in` of MLflow's records; with `running`, of running runs alone."""
     shown = [run for run in records.runs if not run.is_deleted]
     if running:
-        return addresses(text for run in shown if run.is_running for text in run.texts)
-    return addresses([*records.registered, *(text for run in shown for text in run.texts)])
+        return named_in(text for run in shown if run.is_running for text in run.texts)
+    return named_in([*records.registered, *(text for run in shown for text in run.texts)])
 
 
 def group(root_uri: str, stored: Iterable[storage.Stored]) -> tuple[list[Files], dict[str, int]]:
@@ -200,11 +196,11 @@ def survey(
     deleted = {run.directory_uri for run in records.runs if run.directory_uri and run.is_deleted} - shown
 
     def state_of(files: Files) -> tuple[State, str]:
-        if is_named(files.name, running) or files.name.removeprefix(f"{PIPELINES}/") in working:
+        if files.name in running or files.name.removeprefix(f"{PIPELINES}/") in working:
             return "live", "MLflow shows a run that works on it"
         if files.modified > now - policy.grace_seconds:
             return "live", f"written to in the last {policy.grace_hours:g} h"
-        if is_named(files.name, named):
+        if files.name in named:
             return "referenced", "MLflow, the registry or a kept directory names it"
         if files.name.startswith(f"{PIPELINES}/"):
             return "garbage", "logs of a pipeline's run, which nothing names"
@@ -218,10 +214,11 @@ def survey(
         staying = [files for files in remaining if state_of(files)[0] != "garbage" or files.modified > now - policy.idle_seconds]
         if not staying:
             break
-        remaining = [files for files in remaining if files not in staying]
+        names = {files.name for files in staying}
+        remaining = [files for files in remaining if files.name not in names]
         entries = [(files.name, entry.uri) for files in staying for path, entry in files.by_path.items() if _RECORD.match(path)]
         for (owner, _), text in zip(entries, read([uri for _, uri in entries]), strict=True):
-            named |= addresses([text]) | {f"{owner}/checkpoints/step={int(step):08d}" for step in _GUIDE.findall(text)}
+            named |= named_in([text]) | {f"{owner}/checkpoints/step={int(step):08d}" for step in _GUIDE.findall(text)}
     directories = []
     for files in all_files:
         state, reason = state_of(files)
@@ -281,7 +278,7 @@ def _garbage(files: Files, state: State, reason: str, named: set[str]) -> Iterab
     last = max((path for path in complete if path.startswith("checkpoints/")), default="")
     is_chosen = RESULT in files.by_path and f"{EVALUATIONS}/{CHOICE}" in files.by_path
     for path, paths in sorted(checkpoints.items()):
-        if is_named(f"{files.name}/{path}", named):
+        if f"{files.name}/{path}" in named:
             continue
         if path not in complete:
             yield garbage(path, paths, "incomplete checkpoint")
@@ -291,5 +288,5 @@ def _garbage(files: Files, state: State, reason: str, named: set[str]) -> Iterab
             yield garbage(path, paths, "neither the best nor the last checkpoint, and nothing names it")
     if RESULT in files.by_path:
         for path, paths in sorted(files.groups(_INTERMEDIATE).items()):
-            if not is_named(f"{files.name}/{path}", named):
+            if f"{files.name}/{path}" not in named:
                 yield garbage(path, paths, "intermediate results of an evaluation")

@@ -21,6 +21,7 @@ from components.steps.runs import RESULT, identify
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
+from training.config.redaction import without_secrets
 from training.console import say
 from training.tracking.client import TrackingError
 from training.tracking.runs import (
@@ -31,6 +32,7 @@ from training.tracking.runs import (
     TRAIN_STEP,
     FoundRun,
     close_open_run,
+    is_training,
     open_runs,
     set_tag,
 )
@@ -76,7 +78,7 @@ def finish_training(state: str, pipeline_run_id: str, experiment: Experiment, da
 
 
 def finish_unread(state: str, pipeline_run_id: str, storage_root_uri: str, *, name: str) -> str:
-    """Close and tell the end of a run whose form has an error: its settings step has failed of it, and nothing else has begun.
+    """Close and tell the end of a run whose experiment can't be read: the first step failed of an error in the form, or S3 is away.
 
     Returns:
         An empty URI.
@@ -110,23 +112,24 @@ def end_of_run(state: str, pipeline_run_id: str) -> End:
 
 def _local_failures() -> dict[str, str]:
     path = Path(os.environ.get(FAILURES_VARIABLE, os.devnull))
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     errors: dict[str, str] = json.loads(text) if text else {}
-    return errors
+    return {step: without_secrets(error) for step, error in errors.items()}
 
 
 def close_runs(end: End, pipeline_run_id: str) -> None:
     """Close the MLflow runs that a pipeline's run left open: killed or failed, or finished where the training left its result.
 
-    A later step than training that left its run open has failed, unless all have succeeded and only MLflow did not hear of it.
-    A failed run gets the errors as a tag. If MLflow does not answer, the reaper closes the runs later.
+    A later step than training, a trial, a sweep or a tuning that left its run open has failed, unless all steps have succeeded and only
+    MLflow did not hear of it. A failed run gets the errors as a tag. If MLflow does not answer, the reaper closes the runs later.
     """
     unfinished: Status = "KILLED" if end.cancelled else "FAILED"
     try:
         for run in open_runs(PIPELINE_RUN_TAG, pipeline_run_id):
             update_open_run(run)
             is_over = end.succeeded or run.tags.get(STEP_TAG, TRAIN_STEP) == TRAIN_STEP
-            status: Status = "FINISHED" if is_over and _has_result(run) else unfinished
+            has_finished = (is_over and _has_result(run)) or (end.succeeded and not is_training(run.tags))
+            status: Status = "FINISHED" if has_finished else unfinished
             if close_open_run(run, PIPELINE_RUN_TAG, status):
                 say(f"run {run.key} was left open in MLflow; it is closed as {status}")
         tag_error(end, pipeline_run_id)

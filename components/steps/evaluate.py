@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from evaluation.evaluate.options import EvaluationOptions
 
 EVALUATE_STEP = "evaluate"
-_OF_FINAL = re.compile(r"(final|choose-|choice|report)[^/]*\.(json|npz|html|png)")
-"""Files of the final evaluation, and of the choice of its checkpoint."""
+_OF_FINAL = re.compile(r"final\.(json|png)|final-bits-per-dim\.npz|choose-.*\.(json|png)|choice\.json|report\.html")
+"""Files of the final evaluation, and of the choice of its checkpoint. A person's evaluation may have a name like "final-50k"."""
 
 
 def evaluation_options(experiment: Experiment, storage_root_uri: str, resources: Mapping[str, Any]) -> EvaluationOptions:

@@ -124,7 +124,7 @@ def remove_mark(directory_uri: str) -> None:
 
 
 def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
-    """Send to MLflow what it lacks of a run: parameters, metrics, sample grids, the final evaluation, the registered model, the end.
+    """Send to MLflow what it lacks of a run: parameters, metrics, the final evaluation, the registered model, the end, sample grids.
 
     Doing it again changes nothing.
 
@@ -142,7 +142,6 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
     experiment_uri = storage.join(run_uri, EXPERIMENT)
     if storage.exists(experiment_uri):
         run.log_params(Experiment.from_json(storage.read_bytes(experiment_uri)).every_field())
-    _log_sample_grids(run, run_uri)
     final = _final_evaluation(run_uri)
     if final is not None:
         log_evaluation(run_uri, FINAL, run_id)
@@ -159,7 +158,7 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
         raise TrackingError("MLflow does not answer")
     if final is not None and not math.isfinite(final.distance):
         say(f"{final.checkpoint_uri} ({final.weights}) is not registered: its distance is not finite")
-    elif final is not None:
+    elif final is not None and result:  # an interrupted `iddpm gc` may leave an evaluation without the result
         register(
             RegisteredModel(
                 name=final.experiment["name"],
@@ -175,6 +174,7 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
         )
     if result:
         end_if_running(run_id, "FINISHED", TRAIN_STEP)  # a later step that works on it ends it itself
+    _log_sample_grids(run, run_uri)  # last, as an MLflow that can't keep files has all the rest then
 
 
 def _description(final: EvaluationResult) -> str:
@@ -197,8 +197,15 @@ def _log_sample_grids(run: TrackedRun, run_uri: str) -> None:
     """Log the grid of each scored step that MLflow lacks: `samples/step=NNNNNNNN.png`."""
     found = {uri: _GRID.search(uri) for uri in storage.list_uris(storage.join(run_uri, "samples"))}
     grids = {int(match[1]): uri for uri, match in found.items() if match}  # the other files belong to evaluations
-    for step in sorted(grids.keys() - (run.image_steps("samples") if grids else set())):
+    try:
+        lacking = sorted(grids.keys() - (run.image_steps("samples") if grids else set()))
+    except TrackingError as error:
+        say(f"{error}; MLflow may lack sample grids of {run_uri}, which the next step or the same command sends")
+        return
+    for step in lacking:
         run.log_png("samples", storage.read_bytes(grids[step]), step)
+    if not run.flush():
+        raise TrackingError("MLflow does not answer")
 
 
 def _mark_uri(directory_uri: str) -> str:

@@ -68,14 +68,14 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     The same night draws again if the score is far from those before, or takes their cumulative sum above its limit.
 
     Fewer samples are drawn from the noise of every other night too, for the comparison with the first one. Their result has the name
-    `<purpose>-common`.
+    `<purpose>-common`. A step that was killed and is tried again draws only what is missing.
 
     Args:
         weights: Name of the weights; empty takes the first average.
-        purpose: Name of the result, which seeds the noise.
+        purpose: Name of the result, which seeds the noise; each night has its own.
         resources: Number of processes that draw samples; fields of `training.config.experiment.Resources`.
     """
-    from evaluation.evaluate.run import evaluate
+    from evaluation.evaluate.run import evaluate_once
     from evaluation.monitoring.detector import NUM_REDRAWN, Rule
     from evaluation.monitoring.nightly import judge, night_of, read_history
     from evaluation.records.run_directory import result_uri, run_uri_of
@@ -88,7 +88,7 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     def draw(name: str, **changes: Any) -> EvaluationResult:
         options = evaluation_options(experiment, storage_root_uri, resources)
         options = dataclasses.replace(options, **{"purpose": name, "result_name": name, "likelihood": False, **changes})
-        return evaluate(ModelSpec(checkpoint_uri=checkpoint_uri, weights=weights or None), data_uri, reference_uri, options=options)
+        return evaluate_once(ModelSpec(checkpoint_uri=checkpoint_uri, weights=weights or None), data_uri, reference_uri, options)
 
     result = draw(purpose)
     run_uri = run_uri_of(checkpoint_uri)

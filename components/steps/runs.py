@@ -136,7 +136,7 @@ def claim_directory(run: Run) -> None:
 def require_not_deleting(directory_uri: str) -> None:
     """Refuse a directory that `iddpm gc` is deleting. Call it after a write: of two that meet, one sees what the other wrote.
 
-    An interrupted deletion leaves an unfinished run, from which a training can go on.
+    An interrupted deletion leaves an unfinished run without a score of a checkpoint that is gone, so a training can go on from it.
 
     Raises:
         UserError: It is being deleted.

@@ -116,7 +116,39 @@ def read_experiment_file(file: str) -> str:
     from training import storage
 
     text = file.strip()
-    return decode_text(storage.read_bytes(text), text) if text.startswith("s3://") and "\n" not in text else text
+    is_address = text.startswith("s3://") and "\n" not in text
+    return decode_text(storage.retry(lambda: storage.read_bytes(text)), text) if is_address else text
+
+
+def keep_experiment(experiment: str, storage_root_uri: str, pipeline_run_id: str) -> None:
+    """Store the experiment of a pipeline's run for its last step: a file that the form names may be another by then.
+
+    Args:
+        experiment: The experiment as JSON; empty stores nothing.
+    """
+    from training import storage
+
+    uri = _kept_uri(storage_root_uri, pipeline_run_id)
+    if experiment:
+        storage.retry(lambda: storage.write_bytes(uri, experiment.encode()))
+
+
+def kept_experiment(storage_root_uri: str, pipeline_run_id: str, preset: str, overrides: Sequence[str], file: str, seed: int) -> Experiment:
+    """Return the experiment that `keep_experiment` stored; without one, as after a failed first step, `resolve_experiment_form`."""
+    from training import storage
+
+    uri = _kept_uri(storage_root_uri, pipeline_run_id)
+    try:
+        return Experiment.from_json(storage.retry(lambda: storage.read_bytes(uri)))
+    except storage.ObjectNotFoundError:
+        return resolve_experiment_form(preset, overrides, file, seed)
+
+
+def _kept_uri(storage_root_uri: str, pipeline_run_id: str) -> str:
+    from components.launch.logs import pipeline_directory
+    from components.steps.runs import EXPERIMENT
+
+    return f"{pipeline_directory(storage_root_uri, pipeline_run_id)}/{EXPERIMENT}"
 
 
 def require_force_from(step: str) -> None:

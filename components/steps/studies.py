@@ -22,7 +22,8 @@ DEFAULT_EXPERIMENT = "iddpm"
 """MLflow experiment of a study whose models have no runs; the pipelines' default, too."""
 _MLFLOW_AWAY = "MLflow stopped answering before it had everything; the same command sends the rest"
 _MAX_NAME_LENGTH = 250  # of a run; MLflow's limit
-_MAX_NOTE_LENGTH = 5000  # of a tag; MLflow's limit
+_MAX_NOTE_LENGTH = 8000  # of a tag; MLflow's limit
+_END_OF_NOTE = "\n```"
 
 
 def log_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
@@ -40,7 +41,7 @@ def log_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
     known = [run_id for run_id, location in zip(tracking_run_ids, locations, strict=True) if location]
     links = ", ".join(f"[{name}]({place.url})" for name, place in zip(study.models, locations, strict=True) if place)
     # The links come first, as MLflow hides the end of a long note.
-    note = f"{f'Trained by: {links}' if links else ''}\n\n```\n{study.text}"[:_MAX_NOTE_LENGTH] + "\n```"
+    note = f"{f'Trained by: {links}' if links else ''}\n\n```\n{study.text}"[: _MAX_NOTE_LENGTH - len(_END_OF_NOTE)] + _END_OF_NOTE
     params = {
         "model": {str(number): f"{name}: {what}" for number, (name, what) in enumerate(study.models.items(), start=1)},
         **{name: value for name, value in study.protocol.items() if name not in ("model", "inputs_sha256")},

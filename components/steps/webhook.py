@@ -7,6 +7,7 @@ the reaper can deliver what a webhook that was away, or a step that was killed, 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import hmac
 import http.client
@@ -47,9 +48,19 @@ _LONGEST_TEXT = 2000
 
 
 def is_wanted(event: str) -> bool:
-    """Return True if there is a webhook and it is to be told of such an event."""
-    words = os.environ.get(EVENTS_VARIABLE, "").replace(",", " ").split()
-    return bool(os.environ.get(URL_VARIABLE, "").strip()) and event in (words or EVENTS[1:])
+    """Return True if there is a webhook and it is to be told of such an event; say once which of the wanted events do not exist."""
+    if not os.environ.get(URL_VARIABLE, "").strip():
+        return False
+    words = tuple(os.environ.get(EVENTS_VARIABLE, "").lower().replace(",", " ").split())
+    _say_unknown(words)
+    return event in (words or EVENTS[1:])
+
+
+@functools.cache
+def _say_unknown(words: tuple[str, ...]) -> None:
+    unknown = ", ".join(word for word in words if word not in EVENTS)
+    if unknown:
+        say(f"{EVENTS_VARIABLE} (events of the Secret): there is no event {unknown}; the events are {', '.join(EVENTS)}")
 
 
 def send_once(message: Mapping[str, Any], record_uri: str, *, since: str = "", needs_record: bool = True) -> bool:
@@ -93,8 +104,13 @@ def send_once(message: Mapping[str, Any], record_uri: str, *, since: str = "", n
 
 
 def sign(key: str, message_id: str, timestamp: int, body: bytes) -> str:
-    """Return the signature of a message as "Standard Webhooks" 1.0 defines it: HMAC-SHA256 of id, time and body."""
-    secret = base64.b64decode(key.removeprefix("whsec_")) if key.startswith("whsec_") else key.encode()
+    """Return the signature of a message as "Standard Webhooks" 1.0 defines it: HMAC-SHA256 of id, time and body.
+
+    Raises:
+        ValueError: The key begins with "whsec_", and the rest is not base64.
+    """
+    # Strictly: without a check letters that are not base64 are left out, and the receiver's library may read another key.
+    secret = base64.b64decode(key.removeprefix("whsec_"), validate=True) if key.startswith("whsec_") else key.encode()
     digest = hmac.new(secret, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
 
@@ -183,7 +199,7 @@ def _post_in_time(record: Mapping[str, Any]) -> str | None:
         try:
             headers["webhook-signature"] = sign(key, record["id"], int(headers["webhook-timestamp"]), body)
         except ValueError:
-            return f"{KEY_VARIABLE} is not whsec_ and base64"
+            return f"{KEY_VARIABLE} is not whsec_ and base64, which has + and / and no - or _"
     found: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     url = os.environ[URL_VARIABLE].strip()
     threading.Thread(target=lambda: found.put(_post(url, body, headers)), daemon=True).start()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.launch.logs import pipeline_directory
 from components.steps.settings import read_experiment_file
 from evaluation.tuning.request import TuneRequest, read_options
 from training import storage
@@ -54,6 +55,34 @@ def from_form(
     )
     request.axes()
     return request
+
+
+def keep_request(request: TuneRequest, storage_root_uri: str, pipeline_run_id: str) -> None:
+    """Store the request of a pipeline's run for its last step: a file that the form names may be another by then."""
+    uri = _kept_uri(storage_root_uri, pipeline_run_id)
+    storage.retry(lambda: storage.write_json(uri, request.to_dict()))
+
+
+def kept_request(
+    storage_root_uri: str,
+    pipeline_run_id: str,
+    preset: str,
+    overrides: Sequence[str],
+    file: str,
+    search: Sequence[str],
+    trials: int,
+    options: Mapping[str, Any],
+) -> TuneRequest:
+    """Return the request that `keep_request` stored; without one, as after a failed first step, `from_form`."""
+    uri = _kept_uri(storage_root_uri, pipeline_run_id)
+    try:
+        return storage.retry(lambda: storage.read_record(uri, TuneRequest))
+    except storage.ObjectNotFoundError:
+        return from_form(preset, overrides, file, search, trials, options)
+
+
+def _kept_uri(storage_root_uri: str, pipeline_run_id: str) -> str:
+    return storage.join(pipeline_directory(storage_root_uri, pipeline_run_id), "request.json")
 
 
 def tuning_uri(request: TuneRequest, data_uri: str, storage_root_uri: str) -> str:

@@ -72,11 +72,18 @@ def close_tuning(tracked: TrackedRun, uri: str) -> Iterator[None]:
         yield
 
 
-def log_trial(tracked: TrackedRun, record: TrialRecord, best: TrialRecord | None) -> None:
-    """Log a trial's score and the best so far to the tuning's run; the step is the trial's number."""
-    for name, value in (("trial_score", record.score), ("best_score", best.score if best else None)):
-        if value is not None:
-            tracked.log_metrics({name: value}, record.number)
+def log_trials(tracked: TrackedRun, records: Sequence[TrialRecord]) -> None:
+    """Log the score of each trial and the best up to it to the tuning's run; the step is the trial's number.
+
+    A trial that failed and was run again changes the best of those after it too.
+    """
+    ordered = sorted(records, key=lambda record: record.number)
+    points: dict[tuple[str, int], float] = {}
+    for count, record in enumerate(ordered, start=1):
+        best = best_of(ordered[:count])
+        scores = {"trial_score": record.score, "best_score": best.score if best else None}
+        points |= {(name, record.number): score for name, score in scores.items() if score is not None}
+    tracked.correct_metrics(points)
 
 
 def make_report(uri: str, page_path: str = "") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from components.steps.runs import identify, read_result, require_not_deleting
 from components.steps.train import train_run
 from components.tuning.directory import PLAN, Plan, tune_files
-from components.tuning.report import close_tuning, log_trial, make_report, open_tuning
+from components.tuning.report import close_tuning, log_trials, make_report, open_tuning
 from evaluation.tuning.optimiser import Pruner, suggest
 from evaluation.tuning.record import State, TrialRecord, best_of, read_records, smallest_scores, write_record
 from evaluation.tuning.request import TuneRequest
@@ -95,7 +95,7 @@ def tune(
             others = [record for record in records.values() if record.number != number]
             record = _run_trial(wanted, number, params, others, train, **places)
             write_record(uri, record)
-            log_trial(tracked, record, best_of([*others, record]))
+            log_trials(tracked, [*others, record])
             make_report(uri)
         records = {record.number: record for record in read_records(uri)}
         if best_of(list(records.values())) is None:

@@ -126,6 +126,10 @@ def _check_the_trials_in_mlflow(experiment_name: str, request: AblationRequest) 
     assert [run.info.run_id for run in tops] == [parent.info.run_id]
     trainings = {run.data.tags["mlflow.parentRunId"] for run in everything if "iddpm.role" not in run.data.tags}
     assert trainings == {run.info.run_id for run in runs}
+    pipelines = {run.info.run_id: run.data.tags["kfp.pipeline_run_id"] for run in runs}
+    for training in (run.data.tags for run in everything if "iddpm.role" not in run.data.tags):  # the one that measured it last
+        assert training["kfp.pipeline_run_id"] == pipelines[training["mlflow.parentRunId"]]
+    assert len(set(pipelines.values())) == 2
     assert all(run.info.status == "FINISHED" and run.data.metrics[ORDER_METRIC] > 0 for run in runs)
     assert re.search(r"searchFilter=.*orderByKey=.*compareRunsMode=CHART", parent.data.tags["iddpm.compare_url"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,18 +14,22 @@ import pytest
 from recorded_workflows import workflow_states
 
 from components.close_run import close_run
+from components.plan_tuning import plan_tuning
 from components.report_tuning import report_tuning
-from components.steps.close import End, close_runs, end_of_run, finish_training
+from components.settings import settings
+from components.steps.close import FAILURES_VARIABLE, End, close_runs, end_of_run, finish_training
 from components.steps.runs import identify
 from components.tabulate_ablation import tabulate_ablation
 from evaluation.ablations.definitions.request import DEFAULT_PRESET, OWN_GRID
+from evaluation.tuning.request import TuneRequest
 from training import storage
 from training.config.presets import preset
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.tracking import client as mlflow_client
-from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, TrackedRun, open_again, open_run, tags_of
+from training.tracking.references import ABLATION_URI_TAG, TUNING_URI_TAG
+from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, TRIAL_TAG, TrackedRun, open_again, open_run, tags_of
 
 
 @pytest.fixture
@@ -128,6 +133,27 @@ def test_a_trained_run_that_a_killed_evaluation_left_open_ends_as_the_pipeline_d
     assert _status(run) == status
 
 
+@pytest.mark.parametrize(("end", "status"), [(End(False), "FAILED"), (End(False, cancelled=True), "KILLED"), (End(True), "FINISHED")])
+def test_a_tuning_a_sweep_and_a_trial_whose_end_mlflow_did_not_hear_end_as_the_pipeline_does(experiment, tmp_path, end, status):
+    pipeline = str(uuid.uuid4())
+    runs = []
+    for key, tag in (("k-7", TUNING_URI_TAG), ("k-8", ABLATION_URI_TAG), ("k-9", TRIAL_TAG)):
+        tags = {PIPELINE_RUN_TAG: pipeline, tag: f"{tmp_path}/{key}"}
+        runs.append(open_run(run_key=key, experiment_name=experiment, run_name=key, tags=tags, params={}))
+        assert runs[-1].flush()
+    training = _left_open(experiment, "k-10", pipeline, f"{tmp_path}/runs/k-10")  # it has no result
+    close_runs(end, pipeline)
+    assert [_status(run) for run in runs] == [status] * 3
+    assert _status(training) == ("KILLED" if end.cancelled else "FAILED")
+
+
+def test_the_errors_of_a_laptops_run_are_told_without_secrets(tmp_path, monkeypatch):
+    path = tmp_path / "failures.json"
+    path.write_text(json.dumps({"preprocess": "HTTPError: 403 for https://b.s3.amazonaws.com/x.zip?X-Amz-Signature=0123456789abcdef"}))
+    monkeypatch.setenv(FAILURES_VARIABLE, str(path))
+    assert end_of_run("FAILED", "p").errors == {"preprocess": "HTTPError: 403 for https://b.s3.amazonaws.com/x.zip?X-Amz-Signature=***"}
+
+
 def test_runs_that_are_closed_or_that_another_pipeline_works_on_are_left_alone(experiment, capsys):
     other = _left_open(experiment, "k-3", "pipeline-2")
     closed = _left_open(experiment, "k-4", "pipeline-1")
@@ -147,6 +173,45 @@ def test_the_train_pipelines_end_names_the_runs_directory_wherever_the_data_set_
     assert found == identify(arguments[2], elsewhere, root).uri
     other = preset("digits-hybrid-cosine", ["data.num_classes=5", "optim.num_steps=10"])
     assert finish_training("FAILED", "pipeline-1", other, elsewhere, root) == ""  # its first step has failed of this data set
+
+
+@pytest.mark.parametrize(
+    "later", [b'base = "digits-hybrid-cosine"\n[optim]\nnum_steps = 20\n', b"no TOML", None], ids=["edited", "broken", "gone"]
+)
+def test_the_last_step_tells_of_the_experiment_as_the_first_one_read_it(experiment, bucket_uri, tmp_path: Path, monkeypatch, later):
+    """A training takes days, and its file is the user's."""
+    file, root, pipeline = f"{bucket_uri}/my.toml", str(tmp_path / "store"), str(uuid.uuid4())
+    storage.write_bytes(file, b'base = "digits-hybrid-cosine"\n[optim]\nnum_steps = 10\n')
+    form = {"experiment_preset": "", "experiment_overrides": [], "experiment_file": file}
+    tuning = {**form, "tune_search": ["optim.learning_rate=0.1..0.2"], "tune_trials": 2, "tune_options": {}}
+    settings.python_func(root, pipeline, **form)
+    plan_tuning.python_func(**tuning, storage_root_uri=root, pipeline_run_id=pipeline)
+    if later is None:
+        storage.delete(file)
+    else:
+        storage.write_bytes(file, later)
+    prepare(digits("train"), f"{tmp_path}/data/train", image_size=8, options=Options(resize="none"))
+    own = preset("digits-hybrid-cosine", ["optim.num_steps=10"])
+    end = {
+        "status": SimpleNamespace(state="COMPLETE"),
+        "pipeline_run_id": pipeline,
+        "storage_root_uri": root,
+        "data_uri": f"{tmp_path}/data",
+    }
+    assert close_run.python_func(**end, **form, seed=-1) == identify(own, f"{tmp_path}/data", root).uri
+    requests: list[TuneRequest] = []
+    monkeypatch.setattr("components.tuning.report.finish_tuning", lambda state, run, request, *_, **__: requests.append(request))
+    report_tuning.python_func(**end, **tuning, page=SimpleNamespace(path=""))
+    assert [request.experiment() for request in requests] == [own]
+
+
+def test_a_run_whose_experiment_file_was_never_there_is_closed_all_the_same(experiment, bucket_uri, tmp_path: Path):
+    pipeline = str(uuid.uuid4())
+    run = _left_open(experiment, "k-6", pipeline)
+    form = {"experiment_preset": "", "experiment_overrides": [], "experiment_file": f"{bucket_uri}/none.toml", "seed": -1}
+    end = {"status": SimpleNamespace(state="FAILED"), "pipeline_run_id": pipeline, "storage_root_uri": str(tmp_path), "data_uri": ""}
+    assert close_run.python_func(**end, **form) == ""
+    assert _status(run) == "FAILED"
 
 
 @pytest.mark.parametrize("component", [close_run, tabulate_ablation, report_tuning], ids=lambda each: str(each.name))

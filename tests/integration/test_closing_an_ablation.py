@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components.ablations.close import finish_ablation
+from components.ablations import steps
+from components.ablations.close import finish_ablation, update_ablation
 from components.ablations.directory import PLAN, Plan, ablation_uri
 from components.ablations.tracking import TrialTracking, open_parent
 from components.reaper.mlflow_runs import send_what_mlflow_lacks
@@ -16,19 +18,19 @@ from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import TrialRecord, record_uri
 from training import storage
 from training.tracking import client as mlflow_client
-from training.tracking.runs import FoundRun
+from training.tracking.runs import PIPELINE_RUN_TAG, FoundRun, attach, close_open_run, open_runs
+
+_GRID = AblationRequest(name="own-grid", scale="tiny", preset="digits-tiny-hybrid-cosine", grid={"diffusion.vlb_weight": [0.001, 0.01]})
 
 
-def _planned(root: str) -> Plan:
-    request = AblationRequest(
-        name="own-grid", scale="tiny", preset="digits-tiny-hybrid-cosine", grid={"diffusion.vlb_weight": [0.001, 0.01]}
-    )
+def _planned(root: str, request: AblationRequest = _GRID) -> Plan:
     uri = ablation_uri(request, root)
     experiment = f"sweeps-{uuid.uuid4().hex[:8]}"
     parent = open_parent(request, experiment, uri, "pipeline-1")
     assert parent.flush()
     values = {trial.label: dict(trial.values) for trial in request.trials()}
-    plan = Plan(request=request, items=[], parent_run_id=parent.run_id, parent_url=parent.url, tracking=experiment, values=values)
+    items = [{"label": trial.label, "ablation_uri": uri} for trial in request.trials()]
+    plan = Plan(request=request, items=items, parent_run_id=parent.run_id, parent_url=parent.url, tracking=experiment, values=values)
     storage.write_json(f"{uri}/{PLAN}", plan.to_dict())
     return plan
 
@@ -37,13 +39,14 @@ def _status(run_id: str) -> str:
     return str(mlflow_client.connect().get_run(run_id).info.status)
 
 
-def _measured(plan: Plan, uri: str, run_id: str) -> None:
-    """Store the record of the first trial."""
-    trial = plan.request.trials()[0]
-    known = {"label": trial.label, "values": trial.values, "preset": trial.preset, "own": trial.own}
-    points = [{"step": 10, "scores": {"ema_0.99": 2.5}}]
+def _measured(plan: Plan, uri: str, run_id: str, *, number: int = 0, score: float = 2.5) -> TrialRecord:
+    """Store the record of a trial, the first one."""
+    trial = plan.request.trials()[number]
+    known: dict[str, Any] = {"label": trial.label, "values": trial.values, "preset": trial.preset, "own": trial.own}
+    points = [{"step": step, "scores": {"ema_0.99": value}} for step, value in ((10, score), (20, 1.0))]
     record = TrialRecord(**known, measures={"history": {"points": points}}, tracking_run_id=run_id)
     storage.write_json(record_uri(uri, trial.label), record.to_dict())
+    return record
 
 
 def test_a_trial_whose_record_mlflow_missed_is_sent_and_one_without_a_record_is_closed_as_failed(services: Any, tmp_path: Path) -> None:
@@ -90,3 +93,49 @@ def test_a_sweep_that_was_cancelled_is_not_shown_as_failed(services: Any, tmp_pa
 def test_a_sweep_that_failed_before_it_was_planned_has_no_report_and_no_second_error(services: Any, tmp_path: Path) -> None:
     request = AblationRequest(name="own-grid", scale="tiny", preset="digits-tiny-hybrid-cosine", grid={"diffusion.vlb_weight": [0.1, 1.0]})
     assert finish_ablation("FAILED", str(uuid.uuid4()), request, str(tmp_path), str(tmp_path / "page.html")) == ""
+
+
+def test_after_failed_trials_have_run_again_mlflow_has_the_new_numbers(services: Any, tmp_path: Path) -> None:
+    plan = _planned(str(tmp_path))
+    uri, trials = ablation_uri(plan.request, str(tmp_path)), plan.request.trials()
+
+    def metrics(run_id: str) -> dict[str, float]:
+        return dict(mlflow_client.connect().get_run(run_id).data.metrics)
+
+    def measure(number: int, score: float) -> TrialTracking:
+        tracking = TrialTracking(plan, trials[number].label, trials[number], "pipeline-1")
+        assert tracking.finish(_measured(plan, uri, tracking.run_id, number=number, score=score))
+        return tracking
+
+    first = measure(0, 9.0)
+    assert update_ablation(uri)
+    assert metrics(plan.parent_run_id) == {"num_finished": 1.0, "num_failed": 1.0}
+    assert measure(0, 2.5).run_id == first.run_id, "its data set has other images now"
+    measure(1, 3.0)
+    assert update_ablation(uri)
+    assert metrics(plan.parent_run_id) == {"num_finished": 2.0, "num_failed": 0.0}
+    assert attach(first.run_id).metric_history("score/ema_0.99") == [(10, 2.5), (20, 1.0)]
+    assert metrics(first.run_id) == {"score/ema_0.99": 1.0}, "the value of the last step"
+
+
+def test_the_joint_measurement_belongs_to_the_pipelines_run_that_planned_it(
+    services: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that its end, or the reaper, closes the run in MLflow where its pod was killed."""
+    plan = _planned(str(tmp_path), AblationRequest(name="ensemble", scale="tiny"))
+
+    def finished_record(item: Mapping[str, Any]) -> TrialRecord | None:
+        return None if item["label"] == "ensemble" else TrialRecord(label=item["label"])
+
+    def measure(*_: object) -> TrialRecord:
+        (run,) = [run for run in open_runs(PIPELINE_RUN_TAG, "pipeline-1") if run.key == f"{plan.request.key()}/ensemble"]
+        return TrialRecord(label="ensemble", role="ensemble", data={"mlflow": run.run_id})
+
+    monkeypatch.setattr(steps, "finished_record", finished_record)
+    monkeypatch.setattr("evaluation.ablations.trials.joint.input_digests", lambda records: {})
+    monkeypatch.setattr("components.ablations.measuring.measure_several", measure)
+    uri = steps.measure_joint(ablation_uri(plan.request, str(tmp_path)), {})
+    record = TrialRecord.read(uri)
+    assert record.tracking_run_id == record.data["mlflow"]
+    for run in open_runs(PIPELINE_RUN_TAG, "pipeline-1"):  # the reaper would look at them in other tests too
+        close_open_run(run, PIPELINE_RUN_TAG, "KILLED")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import torch
 
 from components.steps.evaluate import evaluate_run, report_run
@@ -29,6 +30,7 @@ from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.models.unet import make_model
 from training.tracking import client as mlflow_client
+from training.tracking import sender
 from training.tracking.registry import resolve
 from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, RUN_URI_TAG, TrackedRun, open_run
 
@@ -136,6 +138,19 @@ def test_steps_whose_work_is_done_end_well_while_mlflow_is_away_and_the_next_one
     assert f"{run_uri} has everything, and MLflow gets it from the next step" in said
     assert "no link to the MLflow run" in said
     assert len(storage.list_uris(f"{bucket_uri}/mlflow_behind")) == 1
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise requests.HTTPError("500 Server Error: no space left", response=requests.Response())
+
+    with monkeypatch.context() as full:  # MLflow answers, but can't keep or list files
+        full.setattr(mlflow_client, "RETRY_SECONDS", 0.0)
+        full.setattr(sender, "_FLUSH_PAUSE_SECONDS", 0.01)
+        for name in ("list_artifacts", "log_artifact", "log_image"):
+            full.setattr(MlflowClient, name, refuse)
+        assert update_mlflow(run_uri)
+    assert MlflowClient().get_run(run.run_id).info.status == "FINISHED"
+    assert resolve("digits-hybrid-cosine").run_id == run.run_id
+    assert f"MLflow may lack sample grids of {run_uri}, which the next step" in capsys.readouterr().out
 
     for _ in range(2):  # doing it again changes nothing
         assert update_mlflow(run_uri)

@@ -20,7 +20,7 @@ from components.cluster.workflows import attempts
 from components.reaper import __main__ as reaper
 from components.reaper.messages import HUNG_VARIABLE, tell_webhook
 from components.reaper.mlflow_runs import WORKFLOW_TAG, close_finished_runs
-from components.steps.mlflow_sync import leave_mark
+from components.steps.mlflow_sync import leave_mark, shown_as_running
 from components.steps.runs import note_attempt
 from components.steps.webhook import URL_VARIABLE
 from evaluation.records.result import EvaluationResult
@@ -167,6 +167,11 @@ def _trained(root: Path, pipeline: str) -> str:
     key = f"reaped-{uuid.uuid4().hex[:8]}"
     run_uri = f"{root}/runs/{key}"
     _run(pipeline, key, run_uri).finish("FINISHED")
+    _evaluated(run_uri)
+    return "FID 5.25 ± 0.5, at step 3,000"
+
+
+def _evaluated(run_uri: str) -> None:
     result = EvaluationResult(
         checkpoint_uri="s3://x",
         weights="ema_0.99",
@@ -180,7 +185,6 @@ def _trained(root: Path, pipeline: str) -> str:
         seconds=1.0,
     )
     storage.write_json(f"{run_uri}/evaluations/final.json", result.to_dict())
-    return "FID 5.25 ± 0.5, at step 3,000"
 
 
 def _tuned(root: Path, pipeline: str) -> str:
@@ -243,6 +247,22 @@ def test_after_kfps_retry_a_killed_evaluation_leaves_a_failed_run_though_its_tra
     assert "ValueError: what the pod's log says" in error
 
 
+@pytest.mark.parametrize("evaluated_by", ["", "11111111-0000-0000-0000-000000000000"])
+def test_a_training_of_a_failed_pipeline_that_another_or_a_laptop_evaluates_is_left_alone(cluster, pipeline, tmp_path, evaluated_by):
+    state = workflow_states("bad-source-failed", pipeline_run_id=pipeline)[-1]
+    cluster.workflows = {state["metadata"]["name"]: state}
+    run = _run(pipeline)
+    run.finish("FINISHED")
+    run_uri = f"{tmp_path}/runs/{run.run_id}"
+    storage.write_json(f"{run_uri}/result.json", {"tracking_run_id": run.run_id})
+    with shown_as_running(run_uri, "evaluate", evaluated_by):
+        assert _reap() == []
+        assert _status(run) == "RUNNING"
+    assert _status(run) == "FINISHED"
+    assert tags_of(run.run_id)[PIPELINE_RUN_TAG] == evaluated_by
+    assert not tags_of(run.run_id).get(ERROR_TAG)
+
+
 @pytest.mark.parametrize(("told", "shown"), [("", "evaluate: ValueError: the pod's log"), ("evaluate: the exit task's words", "")])
 def test_a_finished_training_shows_the_later_failure_that_no_exit_task_has_told(cluster, pipeline, told, shown):
     state = workflow_states("mlflow-away", pipeline_run_id=pipeline)[-1]
@@ -297,6 +317,7 @@ def test_a_run_that_mlflow_was_behind_when_it_ended_is_found_below_its_own_stora
     key = f"reaped-{uuid.uuid4().hex[:8]}"
     run_uri = f"{tmp_path}/runs/{key}"
     run = _run("", key, run_uri)
+    run.log_params({"evaluation": {"memorisation": False}})  # by an earlier command; now it has its default again
     storage.write_bytes(f"{run_uri}/metrics.jsonl", b'{"step": 10, "time": 1, "values": {"loss": 1.5}}\n')
     storage.write_bytes(f"{run_uri}/experiment.json", preset("digits-tiny-hybrid-cosine").to_json().encode())
     result = {"tracking_run_id": run.run_id, "best_checkpoint_uri": "s3://x", "best_weights": "ema_0.99"}
@@ -306,7 +327,31 @@ def test_a_run_that_mlflow_was_behind_when_it_ended_is_found_below_its_own_stora
     assert run.metric_history("loss") == [(10, 1.5)]
     assert (_status(run), tags_of(run.run_id)["iddpm.best_weights"]) == ("FINISHED", "ema_0.99")
     assert connect().get_run(run.run_id).data.params["diffusion.schedule"] == "cosine"
+    assert tags_of(run.run_id)["resumed.evaluation.memorisation"] == "True"
     assert storage.list_uris(f"{tmp_path}/mlflow_behind") == []
+
+
+def test_an_evaluation_without_the_result_of_its_training_is_logged_and_not_registered(cluster, tmp_path):
+    """An interrupted `iddpm gc` may leave it, and the training that goes on there leaves a mark when it is stopped."""
+    key = f"reaped-{uuid.uuid4().hex[:8]}"
+    run_uri = f"{tmp_path}/runs/{key}"
+    run = _run("", key, run_uri)
+    _evaluated(run_uri)
+    leave_mark(run_uri, {"run_uri": run_uri, "run_id": run.run_id})
+    _reap()
+    assert run.metric_history("final/distance") == [(3000, 5.25)]
+    assert storage.list_uris(f"{tmp_path}/mlflow_behind") == []
+    run.finish("KILLED")
+
+
+def test_a_log_that_is_not_utf8_keeps_no_run_open(cluster, pipeline):
+    """The name of a user's image may be in Latin-1."""
+    state = workflow_states("bad-source-failed", pipeline_run_id=pipeline)[-1]
+    cluster.workflows = {state["metadata"]["name"]: state}
+    cluster.logs = {attempt.pod: ["ValueError: stra\udce9e.png is damaged"] for attempt in attempts(state)}
+    run = _run(pipeline)
+    assert len(_reap()) == 1
+    assert tags_of(run.run_id)[ERROR_TAG].endswith("ValueError: stra\ufffde.png is damaged")
 
 
 def test_a_run_that_somebody_deleted_in_mlflow_is_not_tried_for_ever(cluster, tmp_path):
@@ -450,6 +495,18 @@ def test_one_refused_request_is_reported_and_the_rest_is_done(cluster, pipeline,
     cluster.faults["GET"] = [403]  # to the list of RayJobs
     assert reaper.main() == 1
     assert "may not list RayJobs" in capsys.readouterr().out
+    assert _status(run) == "FAILED"
+
+
+def test_a_task_that_fails_in_an_unforeseen_way_keeps_no_other_from_its_work(cluster, pipeline, monkeypatch, capsys):
+    def fail(api: KubernetesApi) -> None:
+        raise KeyError("an odd RayJob")
+
+    monkeypatch.setattr(reaper, "delete_finished_rayjobs", fail)
+    run = _run(pipeline)
+    _workflow(cluster, pipeline, "Failed")
+    assert reaper.main() == 1
+    assert "KeyError: 'an odd RayJob'" in capsys.readouterr().err
     assert _status(run) == "FAILED"
 
 

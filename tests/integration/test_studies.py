@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 from typer.testing import CliRunner
 from webhook_receiver import receive
 
@@ -247,6 +248,14 @@ def test_an_evaluation_of_a_model_without_a_run_is_logged_and_one_by_another_pro
     assert apart.data.tags["mlflow.parentRunId"] == run_id
     assert apart.data.metrics["manual/distance"] == other["distance"]
     assert server().get_run(run_id).data.metrics["manual/distance"] == other["distance"] / 2
+
+
+def test_a_note_that_is_longer_than_mlflow_takes_is_cut_and_its_form_stays(services: Any) -> None:
+    study = Study(kind="memorisation", title="a long note", text="x" * 20_000, models={"m": "long"}, protocol={}, points={}, files={})
+    log_study(study, [""])
+    (run,) = [run for run in studies("memorisation", DEFAULT_EXPERIMENT) if run.info.run_name == "a long note"]
+    note = run.data.tags["mlflow.note.content"]
+    assert (len(note), note[-5:]) == (MAX_TAG_VAL_LENGTH, "x\n```")
 
 
 def test_a_study_that_is_interrupted_while_it_is_logged_is_killed_and_can_be_resumed(

@@ -88,7 +88,7 @@ def run_rayjob(
     """Start a job, or find it running, and return once it succeeded.
 
     SIGTERM and Ctrl-C end the job only if the run is over: see `_is_over`. A job that another Workflow or another person started is
-    followed, but never deleted here.
+    followed, and deleted only once it has failed, or has succeeded without the result.
 
     Args:
         is_done: Returns True if the run left its result; a job that succeeded but whose result is gone is started again.

@@ -90,6 +90,13 @@ def test_the_workers_place_and_what_a_pod_gets_are_said_as_they_are_here(
             "train_resources.cpu sizes or places pods",
         ),
         ("train_resources", "9xgpu", "train_resources: there is no profile '9xgpu'"),
+        ("train_resources", '{"profile": ["8xgpu"]}', "train_resources: there is no profile ['8xgpu']"),
+        ("train_resources", '{"cpu": "٤"}', "train_resources.cpu '٤' is not a quantity"),  # float() reads this digit
+        ("train_resources", '{"memory": "٤٤Gi"}', "train_resources.memory '٤٤Gi' is not a quantity"),
+        ("train_resources", '{"node_selector": {"pool": "größe"}}', "the value 'größe' of pool is no label"),
+        ("train_resources", '{"node_selector": {"größe": "x"}}', "'größe' can't be a key"),
+        ("train_resources", '{"gpu_type": "nvidia.com/größe"}', "is not a resource name of GPUs"),
+        ("train_resources", '{"ray_mode": "rayjob", "cpu": "2", "rayjob": {"env": {"GRÖSSE": "1"}}}', "can't name an environment variable"),
         ("force_from", "trian", "the steps are train, evaluate, report"),
         ("evaluate_resources", '{"cpu": "many"}', "evaluate_resources.cpu 'many'"),
         ("baseline_nights", 2, "baseline_nights must be 3 or more, got 2"),

@@ -450,34 +450,56 @@ _UPSTREAM = {("ConfigMap", "kfp-launcher"), ("ConfigMap", "workflow-controller-c
 """Objects of KFP 2.17's manifests that we patch; its base is fetched from GitHub, so it can't be built here."""
 
 
+_KFP_OVERLAY, _KFP_COMPONENT = Path("overlays/kfp"), Path("components/kfp")
+
+
 def _kfp(name: str) -> Any:
-    return yaml.safe_load((_K8S / "overlays" / "kfp" / name).read_text())
+    return yaml.safe_load((_K8S / _KFP_COMPONENT / name).read_text())
 
 
 def test_kfps_patches_change_objects_that_upstream_has_and_its_version_is_pinned():
-    overlay = _kfp("kustomization.yaml")
+    overlay = yaml.safe_load((_K8S / _KFP_OVERLAY / "kustomization.yaml").read_text())
     assert re.search(r"\?ref=2\.17\.\d+$", overlay["resources"][0])
-    patches = [_kfp(patch["path"]) for patch in overlay["patches"]]
+    assert overlay.keys().isdisjoint({"patches", "patchesStrategicMerge"})  # they would come after all components
+    patches = [_kfp(patch["path"]) for patch in _kfp("kustomization.yaml")["patches"]]
     assert {(patch["kind"], patch["metadata"]["name"]) for patch in patches} == _UPSTREAM
 
 
-def test_the_patches_merge_into_a_base_of_the_same_shape(tmp_path):
-    """Kustomize refuses a patch without its target, so the shape of ours is tried on a base with upstream's names."""
-    shutil.copytree(_K8S / "overlays" / "kfp", tmp_path, dirs_exist_ok=True)
+def _built_kfp(tmp_path: Path, *more: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ConfigMaps of KFP's launcher and of Argo's controller, as the overlay makes them with more components after its own.
+
+    Kustomize refuses a patch without its target, so the shape of ours is tried on a base with upstream's names.
+    """
+    shutil.copytree(_K8S, tmp_path, dirs_exist_ok=True)
     data = {
         "kfp-launcher": {"defaultPipelineRoot": "minio://"},
         "workflow-controller-configmap": {"executor": "{}", "workflowDefaults": "{}"},
     }
     upstream = [{"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, "data": data[name]} for kind, name in sorted(_UPSTREAM)]
-    (tmp_path / "upstream.yaml").write_text(yaml.safe_dump_all(upstream))
-    overlay = _kfp("kustomization.yaml")
+    file = tmp_path / _KFP_OVERLAY / "kustomization.yaml"
+    (file.parent / "upstream.yaml").write_text(yaml.safe_dump_all(upstream))
+    overlay = yaml.safe_load(file.read_text())
     overlay["resources"] = ["upstream.yaml"]
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    built = _kustomize(tmp_path)
+    overlay["components"] = [*overlay.get("components", ()), *more]
+    file.write_text(yaml.safe_dump(overlay))
+    built = _kustomize(file.parent)
     assert built.returncode == 0, built.stderr
     launcher, controller = yaml.safe_load_all(built.stdout)
-    assert launcher["data"]["defaultPipelineRoot"].startswith("s3://")
-    assert controller["data"]["executor"] == "{}"  # upstream's other settings stay
+    return launcher["data"], controller["data"]
+
+
+def test_the_patches_merge_into_a_base_of_the_same_shape(tmp_path):
+    launcher, controller = _built_kfp(tmp_path)
+    assert launcher["defaultPipelineRoot"].startswith("s3://")
+    assert yaml.safe_load(launcher["providers"])["s3"]["default"]["credentials"]["secretRef"]["secretName"] == S3_SECRET
+    assert controller["executor"] == "{}"  # upstream's other settings stay
+    assert "retryStrategy" in controller["workflowDefaults"]
+
+
+def test_without_keys_kfps_launcher_takes_the_identity_of_the_pod_and_no_secret(tmp_path):
+    launcher, _ = _built_kfp(tmp_path, "../../components/keyless-s3")
+    assert yaml.safe_load(launcher["providers"])["s3"]["default"]["credentials"] == {"fromEnv": True}
+    assert launcher["defaultPipelineRoot"].startswith("s3://")
 
 
 def test_the_pods_of_a_step_ask_autoscalers_to_wait_as_rays_do():
@@ -540,7 +562,9 @@ def test_kfp_keeps_artifacts_in_our_s3_with_our_credentials():
 
 def test_kfps_own_mlflow_plugin_is_not_set_up():
     """It adds a run for each step to the researcher's experiment."""
-    assert not [path for path in (_K8S / "overlays" / "kfp").iterdir() if "plugins" in path.read_text()]
+    files = [path for folder in (_KFP_OVERLAY, _KFP_COMPONENT) for path in (_K8S / folder).iterdir()]
+    assert len(files) == 4
+    assert not [path for path in files if "plugins" in path.read_text()]
 
 
 # -- the guide ---------------------------------------------------------------------------------------------------------

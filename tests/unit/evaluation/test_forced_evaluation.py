@@ -1,8 +1,9 @@
-"""A forced evaluation sets the earlier one aside, deletes what an unfinished one left, and no images that a result keeps."""
+"""A forced evaluation sets the earlier one aside, deletes what an unfinished one left, and nothing of a person's own evaluations."""
 
 from pathlib import Path
 
 from components.steps.evaluate import set_aside
+from evaluation.evaluate.options import require_own_name
 from training import storage
 
 
@@ -26,3 +27,19 @@ def test_images_that_a_result_keeps_survive_a_forced_evaluation(tmp_path: Path) 
         "samples/images-mine/images-00000.npz",
         "samples/images-stages/images-00000.npz",
     }
+
+
+def test_a_persons_own_evaluations_keep_their_names_in_a_forced_evaluation(tmp_path: Path) -> None:
+    run_uri = str(tmp_path / "run")
+    own = ["final-50k", "final-bits-per-dim", "choice-a", "report-of-ada"]
+    files = [f"{folder}/{name}.{ending}" for name in own for folder, ending in (("evaluations", "json"), ("samples", "png"))]
+    files += ["evaluations/final-50k-bits-per-dim.npz", "evaluations/report-of-ada.html"]
+    for name in own:
+        require_own_name(name)
+    finals = ["evaluations/final.json", "evaluations/final-bits-per-dim.npz", "evaluations/choice.json", "evaluations/report.html"]
+    finals += ["samples/final.png", "evaluations/choose-00000100-ema_0.99.json", "samples/choose-00000100-ema_0.99.png"]
+    for file in (*files, *finals):
+        storage.write_bytes(f"{run_uri}/{file}", b"{}")
+    set_aside(run_uri, "second")
+    left = {uri.removeprefix(f"{run_uri}/") for uri in storage.list_uris(run_uri)}
+    assert left == {*files, *(".before-second.".join(file.rsplit(".", 1)) for file in finals), "evaluations/forced-by-second"}

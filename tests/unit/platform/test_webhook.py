@@ -205,6 +205,15 @@ def test_a_signature_is_that_of_the_library_of_standard_webhooks() -> None:
     assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
+@pytest.mark.parametrize(
+    "rest", ["ab-_" * 8, "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw!!!!", "MfKQ 9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "MfKQ9r8GKYqrTw"]
+)
+def test_a_key_with_letters_that_are_not_base64_is_refused(rest: str) -> None:
+    """The decoder leaves them out if it is not asked to check, so the key would be another one than people see."""
+    with pytest.raises(ValueError, match=r"base64|padding"):
+        webhook.sign(f"whsec_{rest}", "m", 1, b"x")
+
+
 def test_a_message_is_signed_with_its_id_and_time_if_a_key_is_set(
     server: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,7 +269,10 @@ def test_a_form_that_is_not_known_is_named_and_its_messages_come_once_it_is_mend
     assert webhook.send_once(_MESSAGE, str(tmp_path / "sent.json"))
 
 
-@pytest.mark.parametrize(("events", "told"), [("", ["failed"]), ("started, failed", ["started", "failed"]), ("hung", [])])
+@pytest.mark.parametrize(
+    ("events", "told"),
+    [("", ["failed"]), ("started, failed", ["started", "failed"]), ("Started FAILED", ["started", "failed"]), ("hung", [])],
+)
 def test_only_events_that_are_wanted_are_told(
     server: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: str, told: list[str]
 ) -> None:
@@ -268,6 +280,19 @@ def test_only_events_that_are_wanted_are_told(
     for event in ("started", "failed"):
         assert webhook.send_once({"event": event, "text": ""}, str(tmp_path / f"{event}.json"))
     assert [message["event"] for message in server.messages] == told
+
+
+def test_events_that_do_not_exist_are_named_once(
+    server: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(webhook.EVENTS_VARIABLE, "failure, Regression, ended")
+    for number in range(2):
+        assert webhook.send_once(_MESSAGE, str(tmp_path / f"{number}.json"))
+    printed = "".join(capsys.readouterr())
+    assert printed.count("IDDPM_WEBHOOK_EVENTS (events of the Secret): there is no event failure, ended; the events are started, ") == 1
+    assert server.messages == []
+    assert webhook.send_once({**_MESSAGE, "event": "regression"}, str(tmp_path / "r.json"))
+    assert len(server.messages) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import os
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.retention.collect import Collection, collect
-from components.retention.survey import Policy
+from components.retention.survey import Policy, survey
 from components.retention.verify import verify
 from components.steps.runs import require_not_deleting
+from training import storage
 from training.config.errors import UserError
 from training.config.presets import preset
+from training.storage import Stored
 from training.tracking.references import RecordedRun, Records
 
 DAY = 86_400.0
@@ -394,6 +399,99 @@ def test_a_storage_root_with_logs_of_pipelines_alone_is_said_to_have_no_runs(tmp
     world.write("pipelines/1234/logs/settings/20261126T190000-step.000.gz")
     with pytest.raises(UserError, match="there are no runs and no sweeps below it"):
         world.collect(delete=False)
+
+
+def test_an_interrupted_deletion_leaves_neither_a_result_nor_a_score_without_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that goes on there would stop early by such a score, and its result would name a checkpoint that is gone."""
+    deletes = {"delete": storage.delete, "delete_prefix": storage.delete_prefix}
+    num_left = -1  # calls until the interruption
+
+    def interrupted(name: str) -> Callable[[str], object]:
+        def call(uri: str) -> object:
+            nonlocal num_left
+            num_left -= 1
+            if num_left == 0:
+                raise KeyboardInterrupt
+            return deletes[name](uri)
+
+        return call
+
+    for name in deletes:
+        monkeypatch.setattr(storage, name, interrupted(name))
+    for number in itertools.count(1):
+        world = _world_of_one_run(tmp_path / str(number))
+        world.now -= 40 * DAY
+        for step in STEPS:
+            world.write(f"runs/a/evaluations/step={step:08d}.json", {"step": step})
+        world.now += 40 * DAY
+        world.status["runs/a"] = "deleted"
+        world.collect(delete=False)
+        world.now += 1.01 * DAY
+        before = world.files()
+        num_left = number
+        try:
+            world.collect(delete=True)
+            break
+        except KeyboardInterrupt:
+            after = world.files().keys()
+        assert "runs/a/result.json" not in after or before.keys() <= after
+        scored = {path[-len("00000010.json") : -len(".json")] for path in after if "/evaluations/step=" in path}
+        assert all(f"runs/a/checkpoints/step={step}/complete.json" in after for step in scored)
+        assert "runs/a/deleting.json" in after
+    assert number > 8
+    assert world.files() == {}
+
+
+def test_a_survey_of_twice_as_many_runs_takes_twice_as_many_calls() -> None:
+    def count(num_runs: int) -> int:
+        stored, runs = [], []
+        for uri in (f"s3://iddpm/runs/run-{number}" for number in range(num_runs)):
+            paths = (
+                "experiment.json",
+                "result.json",
+                "evaluations/choice.json",
+                *(f"checkpoints/step={n:08d}/complete.json" for n in STEPS),
+            )
+            stored += [Stored(f"{uri}/{path}", 10, "", 1000.0) for path in paths]
+            texts = (uri, f"{uri}/checkpoints/step=00000010")
+            runs.append(RecordedRun(run_id=uri, directory_uri=uri, is_running=False, is_deleted=uri.endswith("0"), texts=texts))
+        calls = 0
+
+        def add(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(add)
+        try:
+            found = survey("s3://iddpm", stored, Records(tuple(runs), ()), Policy(), now=START, read=lambda uris: ["{}"] * len(uris))
+        finally:
+            sys.setprofile(None)
+        assert len(found) == num_runs
+        return calls
+
+    assert count(200) < 2.2 * count(100)
+
+
+def test_mlflow_is_asked_once_for_many_runs_that_go(tmp_path: Path) -> None:
+    world, asked = World(tmp_path, now=START - 40 * DAY), 0
+    for number in range(45):
+        world.write(f"runs/run-{number}/experiment.json", EXPERIMENT)
+        world.status[f"runs/run-{number}"] = "deleted"
+    world.now = START
+    world.collect(delete=False)
+    world.now += 1.01 * DAY
+
+    def records() -> Records:
+        nonlocal asked
+        asked += 1
+        return world.records()
+
+    found = collect(str(world.root), Policy(), delete=True, records=records, clock=lambda: world.now)
+    assert len(found.deleted) == 45
+    assert asked == 2 + math.ceil(45 / 20), "two looks, and once for each twenty runs"
+    assert world.files() == {}
 
 
 @pytest.mark.parametrize("event", ["register", "restore", "train", "write"])

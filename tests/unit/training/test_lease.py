@@ -112,6 +112,17 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> N
     assert seconds_to_take(tmp_path, times=PATIENT) < PATIENT.abandoned / 2
 
 
+def test_a_process_of_another_machine_with_the_same_name_is_waited_for(tmp_path: Path) -> None:
+    """Outside of containers the namespace of processes has the same number on every machine."""
+    with leased(str(tmp_path), "", StopFlag(), times=FAST):
+        mine = found(tmp_path)[1]
+    assert mine is not None
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    other = dataclasses.replace(ELSEWHERE, host=mine.host.replace(boot_id, "another"))
+    write(tmp_path, other, number=2)
+    assert seconds_to_take(tmp_path) >= FAST.abandoned
+
+
 def test_a_process_that_lives_here_is_waited_for_also_by_its_own_pipeline(tmp_path: Path) -> None:
     with leased(str(tmp_path), "a-run step", StopFlag(), times=FAST):
         done: list[bool] = []

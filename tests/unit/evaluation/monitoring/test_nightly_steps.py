@@ -60,6 +60,21 @@ def test_a_damaged_model_is_drawn_again_found_and_stays_found_until_its_level_is
     assert len(json.loads(Path(run_uri, "nightly/history.json").read_text())["nights"]) == 4
 
 
+def test_a_score_that_is_tried_again_draws_only_what_the_killed_try_had_not_finished(
+    run_uri: str, digits_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def score() -> tuple[str, int]:
+        scored = score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, str(tmp_path), "nightly-1", {})
+        return scored, capsys.readouterr().out.count("evaluating step 100")
+
+    uri, num_drawn = score()
+    assert num_drawn == 2, "the night's own noise, and the noise of all nights"
+    before = Path(uri).read_bytes()
+    Path(uri).with_name("nightly-1-common.json").unlink()
+    assert score() == (uri, 1)
+    assert Path(uri).read_bytes() == before
+
+
 def test_a_night_without_a_finite_distance_is_a_regression_and_the_next_night_reads_the_history(
     run_uri: str, digits_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
