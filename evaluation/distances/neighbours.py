@@ -75,7 +75,7 @@ def expected_coverage(num_real: int, num_samples: int, num_neighbours: int = NUM
     return 1 - math.prod((others - i) / (others + num_samples - i) for i in range(num_neighbours))
 
 
-def _radii(real: Float64[Tensor, "real dim"], num_neighbours: int) -> Float64[Tensor, " real"]:
+def _radii(real: Float[Tensor, "real dim"], num_neighbours: int) -> Float[Tensor, " real"]:
     # The nearest of all is the image itself, at distance 0.
     parts = [torch.cdist(rows, real).kthvalue(num_neighbours + 1, dim=1).values for rows in torch.split(real, 1000)]
     return torch.cat(parts)
@@ -89,7 +89,7 @@ def near_real_images(
     sample: Float[Tensor, "images dim"], reference: Float[Tensor, "real dim"], num_neighbours: int
 ) -> Bool[Tensor, " images"]:
     """Return which samples lie in the ball of some real image; the share of them is the precision."""
-    radii = torch.cat([torch.cdist(rows, reference).kthvalue(num_neighbours + 1, dim=1).values for rows in torch.split(reference, 1000)])
+    radii = _radii(reference, num_neighbours)
     return torch.cat([(torch.cdist(rows, reference) <= radii).any(dim=1) for rows in torch.split(sample, 1000)])
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evaluation.distances.frechet import FeatureStatistics, Moments
-from evaluation.features.extractors import ExtractorId, FeatureExtractor, distance_name
+from evaluation.features.extractors import ExtractorId, ExtractorTraits, FeatureExtractor, distance_name
 from evaluation.records import npz
 from training import storage
 from training.config.errors import UserError
@@ -99,7 +99,7 @@ class ReferenceStatistics:
         `batch_shape` is that of the samples, [N, height, width, channels], where they come from a file.
 
         Raises:
-            UserError: The provenance is unknown, or differs; the message lists the differences.
+            UserError: The provenance is unknown, or differs, or the extractor has another number of features.
         """
         if self.provenance is None:
             raise UserError(
@@ -121,6 +121,10 @@ class ReferenceStatistics:
         if manifest is not None:
             expected |= {"data_digest": manifest.content_digest, "split": manifest.split, "resize": manifest.resize}
         _require_equal(self.provenance, expected, f"the reference {self.uri or 'statistics'} can't be compared with this")
+        dim = len(self.features.mean)
+        if isinstance(extractor, ExtractorTraits) and dim != extractor.dim:
+            message = f"the reference {self.uri or 'statistics'} has {dim:,} features, {extractor.name} has {extractor.dim:,}"
+            raise UserError(f"{message}; take statistics of this extractor's features")
         return self.provenance
 
 
@@ -273,7 +277,7 @@ def import_statistics(foreign_uri: str, out_uri: str, provenance: Provenance) ->
 
     Args:
         foreign_uri: EDM's, pytorch-fid's or ADM's npz. The images of an ADM batch are not copied: metrics that compare
-            single images read them from this file.
+            single images read them from this file, so it has to stay where it is.
         out_uri: The `.npz` to write.
         provenance: The data set and the extractor, which the file does not record; see `provenance_of`.
 
@@ -285,7 +289,10 @@ def import_statistics(foreign_uri: str, out_uri: str, provenance: Provenance) ->
         origin = f"{foreign.provenance.data_name}, {foreign.provenance.extractor}"
         raise UserError(f"{foreign_uri} records its provenance already: {origin}; use it as it is")
     features = dataclasses.replace(foreign.features, num_images=provenance.num_images)
-    save_reference(out_uri, features, provenance, spatial=foreign.spatial, images_uri=foreign.images_uri)
+    images_uri = foreign.images_uri
+    if images_uri and not storage.is_s3(images_uri):
+        images_uri = str(storage.local_path(images_uri).absolute())  # the statistics may be read from another working directory
+    save_reference(out_uri, features, provenance, spatial=foreign.spatial, images_uri=images_uri)
     return load_reference(out_uri)
 
 

@@ -18,7 +18,7 @@ from training.config.validation import validate
 _RESULT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED_NAMES = re.compile(
     r"(final|choice|report|ensemble|two-stage)|"
-    r"(step|choose|replay|ema-sweep|guidance|compare|ablation|nightly|work|last|ancestral|ddim)[-=].*"
+    r"(step|choose|replay|ema-sweep|guidance|compare|ablation|nightly|work|last|ancestral|ddim|images)[-=].*"
 )
 """Names in a run's directory that pipelines, studies and ablations use."""
 

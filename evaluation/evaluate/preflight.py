@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.distances.metrics import parse_metrics, require_count, require_extractor
+from evaluation.distances.metrics import need_real_images, parse_metrics, require_count, require_extractor
 from evaluation.distances.reference_statistics import Provenance, ReferenceStatistics, load_reference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.features.extractors import ExtractorTraits, FeatureExtractor, load_extractor
@@ -21,7 +21,7 @@ from evaluation.records.protocol_card import as_plain, derived_seed, describe_sa
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.sampling.chunks import default_chunk_size
 from evaluation.sampling.generate import QUANTIZATION
-from evaluation.sampling.reverse_variance import OPTIMAL, estimate_digest, least_bound_chain
+from evaluation.sampling.reverse_variance import OPTIMAL, estimate_digest, find_or_estimate, least_bound_chain
 from evaluation.sampling.sample_set import SamplePlan, may_be_estimated, plan_samples
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
@@ -73,8 +73,7 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     extractor = load_extractor(
         options.extractor or experiment.evaluation.extractor, weights=options.extractor_weights, device=options.own_device
     )
-    train_uri = storage.join(data_uri, "train")
-    train = read_manifest(train_uri)
+    train = read_manifest(storage.join(data_uri, "train"))
     reference = load_reference(reference_uri)
     metrics = _check_metrics(options, model, extractor, reference)
     provenance = reference.require(extractor=extractor, experiment=experiment, manifest=train)
@@ -92,7 +91,7 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         sampling=sampling,
         labels=options.labels,
         class_counts=provenance.class_counts,
-        train_uri=train_uri,
+        data_uri=data_uri,
         low_res_uri=options.low_res_uri,
         batch_size=options.batch_size,
         precision=options.precision,
@@ -134,6 +133,12 @@ def _check_metrics(
     _require_network(metrics, extractor, model.num_classes, model.description)
     if "sfid" in metrics and reference.spatial is None:
         raise UserError(f"{reference.uri} has no spatial statistics (mu_s, sigma_s), which the sFID needs; compute it again")
+    comparing = sorted(need_real_images(metrics))
+    if comparing and reference.images_uri and not storage.exists(reference.images_uri):
+        raise UserError(
+            f"{reference.images_uri}: the real images of {reference.uri} are not there, and {', '.join(comparing)} compare with them; "
+            "bring them back, or adopt the reference again where they are"
+        )
     return metrics
 
 
@@ -189,7 +194,10 @@ def _plan_likelihood(spec: ModelSpec, model: TrainedModel, data_uri: str, option
     available = read_manifest(dataset_uri).num_images
     num_images = min(options.likelihood_num_images or evaluation.likelihood_num_images or available, available)
     default = min(default_batch_size(experiment.data.image_size), _LIKELIHOOD_BATCH_SIZE)
-    timesteps, x_0_errors = least_bound_chain(model, num_steps) if form == "learned" else (None, None)
+    timesteps, x_0_errors = None, None
+    if form == "learned":
+        find_or_estimate(model, data_uri, batch_size=options.batch_size)
+        timesteps, x_0_errors = least_bound_chain(model, num_steps)
     return LikelihoodPlan(
         model=spec,
         dataset_uri=dataset_uri,

@@ -16,13 +16,15 @@ Noise is keyed by (seed, image, original timestep), so the result depends on nei
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from evaluation.likelihood.bits_per_dim import Likelihood, merge
-from evaluation.records.devices import full_precision
+from evaluation.likelihood.bits_per_dim import Likelihood
+from evaluation.records.devices import Batches, full_precision
 from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, LikelihoodForm
 from training.config.spacing import likelihood_spacing
@@ -71,7 +73,7 @@ def likelihood_parts(
         device: The device to compute on; None is the device of each batch's images.
 
     Yields:
-        One part per batch, on the CPU.
+        One part per batch, on the CPU; several of a batch for which the device has no memory.
 
     Raises:
         UserError: A batch is not uint8, K is not possible, or the device has no memory for one image.
@@ -89,19 +91,20 @@ def likelihood_parts(
     process = make_process(diffusion, timesteps if chosen else None, x_0_errors)
     bounds = stratum_bounds(process.num_timesteps, num_steps) if form == "stratified" else ()
 
-    def part(batch: ImageBatch) -> Likelihood:
+    def part(batch: ImageBatch, rows: slice) -> Likelihood:
         target = torch.device(device) if device is not None else batch[1].device
-        indices, x_0 = batch[0].to(target), to_model_range(batch[1].to(target))
-        labels = batch[2].to(target) if batch[2] is not None else None
+        indices, x_0 = batch[0][rows].to(target), to_model_range(batch[1][rows].to(target))
+        labels = batch[2][rows].to(target) if batch[2] is not None else None
         default = {} if labels is None else {"y": labels}
         conditioning = default if make_conditioning is None else make_conditioning(x_0, labels)
         denoiser = Denoiser(process, model, conditioning=conditioning, clip_denoised=clip_denoised)
         return _part(denoiser, x_0, indices, form=form, bounds=bounds, seed=seed)
 
+    that_fit = Batches(sys.maxsize, device or "the device", "the likelihood of a single image")
     for batch in batches:
         if batch[1].dtype != torch.uint8:
             raise UserError(f"bits/dim is defined on stored uint8 images; the batch's are {batch[1].dtype}")
-        yield _halve_until_it_fits(part, batch)
+        yield from that_fit.map(functools.partial(part, batch), len(batch[0]))
 
 
 def require_num_steps(form: LikelihoodForm, num_steps: int, num_timesteps: int) -> None:
@@ -109,20 +112,6 @@ def require_num_steps(form: LikelihoodForm, num_steps: int, num_timesteps: int) 
     fewest = 2 if form in ("stratified", "learned") else 1
     if form != "full" and not fewest <= num_steps <= num_timesteps:
         raise UserError(f"a {form} likelihood takes {fewest} to {num_timesteps} steps, got {num_steps}")
-
-
-def _halve_until_it_fits(part: Callable[[ImageBatch], Likelihood], batch: ImageBatch) -> Likelihood:
-    """Evaluate a batch; if the device runs out of memory, evaluate its halves, which gives the same numbers."""
-    try:
-        return part(batch)
-    except torch.OutOfMemoryError as error:
-        if len(batch[0]) == 1:
-            raise UserError("the device has no memory for the likelihood of a single image; use a larger one, or the CPU") from error
-    torch.cuda.empty_cache()  # after the handler, because its traceback keeps the tensors of the failed attempt
-    indices, images, labels = batch
-    middle = len(indices) // 2
-    halves = (slice(None, middle), slice(middle, None))
-    return merge(_halve_until_it_fits(part, (indices[rows], images[rows], None if labels is None else labels[rows])) for rows in halves)
 
 
 def _part(

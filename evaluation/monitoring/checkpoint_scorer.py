@@ -235,13 +235,23 @@ def read_history(run_uri: str) -> list[dict[str, Any]]:
         return sorted(pool.map(lambda uri: storage.read_json(uri, StoredScore), uris), key=lambda score: int(score["step"]))
 
 
+def read_comparable(run_uri: str, evaluation: EvaluationConfig) -> list[dict[str, Any]]:
+    """Read the scores in a run's directory that were taken by these settings, by step; all scores where none was."""
+    history = read_history(run_uri)
+    return comparable(history, evaluation) or history
+
+
 def comparable(history: Iterable[_Score], evaluation: EvaluationConfig) -> list[_Score]:
     """Return the scores that were taken by these settings; scores of earlier versions, which say less, are among them.
 
-    A run's key leaves out what scores it, so a run can have scores of other settings too: of fewer samples, which are larger.
+    A run's directory can have scores of other settings too, where a training went on with others: those of fewer samples are larger.
+    No score says how many images the data set has: it has as many as the largest reference of the history, or more.
     """
+    history = list(history)
     sampling = as_plain_fields(evaluation.scoring_sampling)
     defaults = as_plain_fields(SamplingConfig())
+    largest = max((_num_reference_images(score) or 0 for score in history), default=0)
+    num_reference_images = min(evaluation.num_reference_images or largest, largest)
 
     def is_comparable(score: Mapping[str, Any]) -> bool:
         protocol = score.get("protocol", {})
@@ -250,6 +260,13 @@ def comparable(history: Iterable[_Score], evaluation: EvaluationConfig) -> list[
             protocol.get("num_samples") in (None, evaluation.scoring_num_samples)
             and (stored is None or defaults | stored == defaults | sampling)
             and reference.get("extractor") in (None, evaluation.extractor)
+            and _num_reference_images(score) in (None, num_reference_images)
         )
 
     return [score for score in history if is_comparable(score)]
+
+
+def _num_reference_images(score: Mapping[str, Any]) -> int | None:
+    """Return the number of real images behind a score; None where an earlier version did not store it."""
+    count: int | None = score.get("protocol", {}).get("reference", {}).get("num_images")
+    return count

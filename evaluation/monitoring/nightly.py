@@ -4,8 +4,9 @@ The history is `<run>/nightly/history.json`. Each night has the parameters by wh
 (`History.until`). The order of the nights is what counts: a missing night changes nothing, and a second check on one day is one more
 score. A check that is tried again replaces its own night.
 
-Only scores of one protocol are compared. A night whose protocol differs from that of the night before begins a new baseline; so does
-a level that a person accepts (`accept`). Nothing else does.
+Only scores of one protocol are compared. Each checkpoint of a run has its own nights and its own baseline, so a check of another one, once
+or every night, changes nothing; where a model's alias moves within a run, a baseline begins. A night whose protocol differs in anything
+else from that of the night before begins a new baseline; so does a level that a person accepts (`accept`). Nothing else does.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Acceptance:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """All nights of a model in the order of their checks, whatever the clocks of their machines said, and the accepted levels."""
+    """All nights of a run in the order of their checks, whatever the clocks of their machines said, and the accepted levels."""
 
     nights: tuple[Night, ...] = ()
     accepted: tuple[Acceptance, ...] = ()
@@ -91,6 +92,22 @@ class History:
         """Return the history as it was when that night was judged."""
         nights = self.nights[: [night.id for night in self.nights].index(night_id) + 1]
         return History(nights=nights, accepted=tuple(each for each in self.accepted if each.at <= nights[-1].at))
+
+    def of_checkpoint(self, name: str = "") -> History:
+        """Return the history of one checkpoint's weights, named as by `checkpoint_name`; empty takes those of the last night."""
+        names = self.checkpoints
+        wanted = name if name and any(names) else next(reversed(names), "")
+        return dataclasses.replace(self, nights=tuple(night for night, each in zip(self.nights, names, strict=True) if each == wanted))
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The name of each night's checkpoint, as `checkpoint_name` gives it.
+
+        A night of an earlier version names none. It is of the first checkpoint that a night names; empty where none does.
+        """
+        names = [str((night.protocol or {}).get("checkpoint", "")) for night in self.nights]
+        first = next(filter(None, names), "")
+        return tuple(name or first for name in names)
 
     def with_night(self, night: Night) -> History:
         """Return the history with that night, in place of one with the same id."""
@@ -192,7 +209,7 @@ def protocol_of(result: EvaluationResult) -> dict[str, Any]:
     distance = result.protocol["distance"]
     sampled = {name: distance.get(name) for name in ("num_samples", "labels", "low_res", "quantization", "precision")}
     return {
-        "checkpoint": f"step {result.step}, {result.weights}",
+        "checkpoint": checkpoint_name(result.step, result.weights),
         "numbers_version": NUMBERS_VERSION,
         **sampled,
         **{f"sampling.{name}": value for name, value in distance["sampling"].items()},
@@ -200,12 +217,26 @@ def protocol_of(result: EvaluationResult) -> dict[str, Any]:
     }
 
 
-def judge(history: History) -> Judgement:
-    """Judge the last night of a history; raise UserError if the history has no night."""
-    if not history.nights:
-        raise UserError("the model has no nightly score yet; `iddpm run nightly-fid --param model=MODEL` scores it once")
-    start, reason = _baseline_start(history)
-    nights = history.nights[start:]
+def checkpoint_name(step: int, weights: str) -> str:
+    """Return the name of a checkpoint's weights in a night's protocol."""
+    return f"step {step}, {weights}"
+
+
+def judge(history: History, checkpoint: str = "") -> Judgement:
+    """Judge the last night of a run's history, or the last one of a checkpoint's weights; raise UserError if there is no such night.
+
+    `checkpoint`: see `History.of_checkpoint`.
+    """
+    own = history.of_checkpoint(checkpoint)
+    if not own.nights:
+        others = f" (its run has nights of {'; '.join(dict.fromkeys(history.checkpoints))})" if history.nights else ""
+        raise UserError(f"the model has no nightly score yet{others}; `iddpm run nightly-fid --param model=MODEL` scores it once")
+    start, reason = _baseline_start(own)
+    number = history.nights.index(own.nights[0])
+    if number and not reason:
+        before, this = history.checkpoints[number - 1 : number + 1]
+        reason = f"the nights of {this} begin on {_day(own.nights[0].at)}, after nights of {before}"
+    nights = own.nights[start:]
     last = nights[-1]
     redrawn = [statistics.fmean(night.redrawn) if night.redrawn else math.nan for night in nights]
     columns = zip(*((night.distance, night.standard_error, night.excess) for night in nights), strict=True)
@@ -244,16 +275,19 @@ def write_history(run_uri: str, history: History) -> None:
     storage.write_bytes(storage.join(run_uri, HISTORY), adapter(History).dump_json(history, indent=2))
 
 
-def accept(run_uri: str, *, reason: str, by: str) -> Judgement:
+def accept(run_uri: str, *, reason: str, by: str, checkpoint: str = "") -> Judgement:
     """Accept the level of the last night: a new baseline begins with it. Return the judgement that is overruled.
 
+    Args:
+        checkpoint: See `History.of_checkpoint`.
+
     Raises:
-        UserError: There is no history, or the reason or the name is empty.
+        UserError: There is no such night, or the reason or the name is empty.
     """
     if not (reason.strip() and by.strip()):
         raise UserError("a new level needs a reason and a name: give --reason and --by")
     history = read_history(run_uri) or History()
-    judgement = judge(history)
+    judgement = judge(history, checkpoint)
     now = datetime.now(UTC).replace(microsecond=0)  # scores have whole seconds too, and one of this second comes after the acceptance
     accepted = Acceptance(first_night=judgement.night.id, at=now, by=by.strip(), reason=reason.strip())
     write_history(run_uri, dataclasses.replace(history, accepted=(*history.accepted, accepted)))

@@ -39,7 +39,8 @@ class TrainingFields:
 def run_uri_of(checkpoint_uri: str) -> str:
     """Return the run's directory, which contains `checkpoints/step=NNNNNNNN`."""
     head, _, _ = checkpoint_uri.rstrip("/").rpartition("/")
-    return head.rpartition("/")[0]
+    run_uri, slash, _ = head.rstrip("/").rpartition("/")
+    return run_uri or slash or "."
 
 
 def replaced_name(name: str, by: str) -> str:
@@ -58,9 +59,11 @@ def kept_images(run_uri: str) -> set[str]:
 
     They are those of a person, or of an ablation's two stages.
     """
-    results = [uri for uri in storage.list_uris(storage.join(run_uri, EVALUATIONS)) if uri.endswith(".json")]
-    names = {name.decode() for uri in results for name in _IMAGES.findall(storage.read_bytes(uri))}
-    return {f"{storage.join(run_uri, SAMPLES, name)}/" for name in names}
+    names = {uri: uri.rpartition("/")[2] for uri in storage.list_uris(storage.join(run_uri, EVALUATIONS))}
+    # The scores of checkpoints, of which there may be many, keep none.
+    results = [uri for uri, name in names.items() if name.endswith(".json") and not name.startswith("step=")]
+    kept = {name.decode() for uri in results for name in _IMAGES.findall(storage.read_bytes(uri))}
+    return {f"{storage.join(run_uri, SAMPLES, name)}/" for name in kept}
 
 
 def result_uri(run_uri: str, name: str) -> str:

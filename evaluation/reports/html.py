@@ -19,7 +19,7 @@ def render(template: Path, **values: Any) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template.read_text()).render(style=STYLE_PATH.read_text(), **values)
+    return environment.from_string(template.read_text(encoding="utf-8")).render(style=STYLE_PATH.read_text(encoding="utf-8"), **values)
 
 
 def data_uri(picture: bytes) -> str:

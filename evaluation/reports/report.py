@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.monitoring.checkpoint_scorer import read_history
+from evaluation.monitoring.checkpoint_scorer import read_comparable
 from evaluation.monitoring.detector import FALSE_ALARMS_IN_A_YEAR
 from evaluation.monitoring.nightly import Judgement, SameNoise
 from evaluation.records import grids
@@ -53,7 +53,7 @@ def write_report(
     choice_uri = storage.join(directory, CHOICE)
     html = render_report(
         result,
-        history=read_history(run_uri),
+        history=read_comparable(run_uri, Experiment.from_dict(result.experiment).evaluation),
         losses=losses,
         choice=storage.read_record(choice_uri, Choice) if storage.exists(choice_uri) else None,
         grid_png=storage.read_bytes(result.grid_uri) if result.grid_uri else None,

@@ -25,7 +25,8 @@ class DrawRequest:
 
     Attributes:
         labels: See `evaluation.sampling.generate.labels_for`.
-        data_uri: The data set; needed for labels as in the data, and for an upsampler without `low_res_uri`. Empty if unknown.
+        data_uri: The data set; needed for labels as in the data, and for an upsampler without `low_res_uri`. Variances are estimated on
+            it. Empty if unknown.
         low_res_uri: For an upsampler: the first stage's images; empty takes the data set's, downsampled.
         batch_size: Images per batch; 0 takes what suits the device.
     """
@@ -84,7 +85,6 @@ def _plan(request: DrawRequest, model: TrainedModel) -> SamplePlan:
     if not request.data_uri and (request.labels == "data" or (model.low_res_size is not None and not request.low_res_uri)):
         reason = "labels as in the data" if request.labels == "data" else "an upsampler without images to enlarge"
         raise UserError(f"{reason}: the data set is needed, and the model does not record which it was trained on; name its directory")
-    train_uri = storage.join(request.data_uri, "train") if request.data_uri else ""
     return sample_set.plan_samples(
         request.model,
         model,
@@ -92,8 +92,8 @@ def _plan(request: DrawRequest, model: TrainedModel) -> SamplePlan:
         seed=request.seed,
         sampling=request.sampling,
         labels=request.labels,
-        class_counts=tuple(read_manifest(train_uri).class_counts) if request.labels == "data" else (),
-        train_uri=train_uri,
+        class_counts=tuple(read_manifest(storage.join(request.data_uri, "train")).class_counts) if request.labels == "data" else (),
+        data_uri=request.data_uri,
         low_res_uri=request.low_res_uri,
         batch_size=request.batch_size,
         precision=request.precision,

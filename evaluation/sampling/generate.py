@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from evaluation.records.devices import sampling_batch_size
 from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.learned_steps import with_learned_steps
 from evaluation.sampling.reverse_variance import x_0_errors_for
@@ -21,7 +21,6 @@ from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment, Precision, SamplingConfig
-from training.console import say
 from training.data.loading.row_groups import RowReader
 from training.diffusion.noise import Stream, keyed_uniform
 from training.diffusion.pixels import quantize, to_model_range
@@ -41,6 +40,8 @@ class NotFiniteError(UserError):
 
 
 QUANTIZATION = "truncated to 8 bits, as the released code does"
+_GUIDES: WeakKeyDictionary[TrainedModel, tuple[int, Model]] = WeakKeyDictionary()
+"""Step and network of the checkpoint that guided a model last, kept as long as the model, so that all chunks of a set share them."""
 
 
 def generate(
@@ -76,13 +77,16 @@ def generate(
     if model.low_res_size is not None and low_res is None:
         raise UserError(f"{model.description} is an upsampler: give it the images to enlarge as low_res, such as RealLowRes of a data set")
     require_guide(sampling, model.members)
-    sampling = with_learned_steps(sampling, model)
-    process = make_sampling_process(model.experiment.diffusion, sampling, x_0_errors_for(sampling, model))
+    sampling = with_learned_steps(sampling, model, batch_size=batch_size)
+    process = make_sampling_process(model.experiment.diffusion, sampling, x_0_errors_for(sampling, model, batch_size=batch_size))
     sampler = make_sampler(sampling)
     network = _with_precision(model.network, precision, model.device)
     guide = _with_precision(_guide(model, sampling), precision, model.device) if sampling.guidance_scale != 1.0 else None
 
-    def draw(indices: Tensor) -> Generated:
+    all_indices = torch.arange(start, start + num_images)
+
+    def draw(rows: slice) -> Generated:
+        indices = all_indices[rows]
         conditioning: dict[str, Tensor] = {}
         if low_res is None:
             y = labels_for(indices, model.num_classes, labels, seed=seed, class_counts=class_counts)
@@ -114,16 +118,7 @@ def generate(
             )
         return indices, quantize(images).cpu(), y
 
-    first, size = start, batch_size or sampling_batch_size(model.experiment, model.device.type)
-    while first < start + num_images:
-        indices = torch.arange(first, min(first + size, start + num_images))
-        drawn = _try_to_draw(draw, indices, model)
-        if drawn is None:
-            size = max(1, len(indices) // 2)
-            say(f"{model.device} has no memory for {len(indices)} images at a time; drawing {size} at a time, which gives the same images")
-            continue
-        yield drawn
-        first += len(indices)
+    yield from model.batches(batch_size).map(draw, num_images)
 
 
 def with_evaluations(sampling: SamplingConfig, evaluations: int | None) -> SamplingConfig:
@@ -161,26 +156,19 @@ def require_guide(sampling: SamplingConfig, members: Mapping[str, Experiment]) -
 
 def _guide(model: TrainedModel, sampling: SamplingConfig) -> Model:
     """Return the network that predicts g of `Guidance`: another checkpoint's with the same weights' name, or the model's own."""
-    if not sampling.guidance_step:
+    step = sampling.guidance_step
+    if not step:
         return model.network
-    earlier = checkpoint.checkpoint_uri(run_uri_of(model.checkpoint_uri), sampling.guidance_step)
-    return load_model(earlier, model.weights, device=model.device).network
+    known = _GUIDES.get(model)
+    if known is None or known[0] != step:
+        earlier = checkpoint.checkpoint_uri(run_uri_of(model.checkpoint_uri), step)
+        known = _GUIDES[model] = step, load_model(earlier, model.weights, device=model.device).network
+    return known[1]
 
 
 def _unguided(model: TrainedModel, sampling: SamplingConfig, conditioning: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the conditioning of g: the same for an earlier checkpoint, or without the label."""
     return conditioning if sampling.guidance_step else conditioning | {"y": torch.full_like(conditioning["y"], model.num_classes)}
-
-
-def _try_to_draw(draw: Callable[[Tensor], Generated], indices: Tensor, model: TrainedModel) -> Generated | None:
-    """Draw the images of those indices; return None if the device runs out of memory."""
-    try:
-        return draw(indices)
-    except torch.OutOfMemoryError as error:
-        if len(indices) == 1:
-            raise UserError(f"{model.device} has no memory for a single image of {model.description}; use another device") from error
-    torch.cuda.empty_cache()  # after the handler, because its traceback keeps the tensors of the failed attempt
-    return None
 
 
 def labels_for(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evaluation.records.devices import default_batch_size
+from evaluation.records.devices import Batches
 from evaluation.records.protocol_card import versions
 from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest
@@ -66,8 +66,11 @@ class LearnedSteps:
         return "t:" + ",".join(map(str, self.timesteps))
 
 
-def with_learned_steps(sampling: SamplingConfig, model: TrainedModel) -> SamplingConfig:
-    """Return the sampling with the model's own timesteps in place of `learned:K`; missing ones are chosen now, and stored."""
+def with_learned_steps(sampling: SamplingConfig, model: TrainedModel, *, batch_size: int = 0) -> SamplingConfig:
+    """Return the sampling with the model's own timesteps in place of `learned:K`; missing ones are chosen now, and stored.
+
+    `batch_size` is that of the choice, as in `learn_steps`.
+    """
     count = learned_count(sampling.spacing)
     if count is None:
         return sampling
@@ -75,28 +78,38 @@ def with_learned_steps(sampling: SamplingConfig, model: TrainedModel) -> Samplin
     if storage.exists(uri):
         return dataclasses.replace(sampling, spacing=storage.read_record(uri, LearnedSteps).spacing)
     say(f"{model.description}: no {count} timesteps are stored for it; choosing them now")
-    return dataclasses.replace(sampling, spacing=learn_and_store(model, count)[0].spacing)
+    return dataclasses.replace(sampling, spacing=learn_and_store(model, count, batch_size=batch_size)[0].spacing)
 
 
-def learn_and_store(model: TrainedModel, count: int, *, num_images: int = 64, seed: int = 0) -> tuple[LearnedSteps, str]:
+def learn_and_store(
+    model: TrainedModel, count: int, *, num_images: int = 64, seed: int = 0, batch_size: int = 0
+) -> tuple[LearnedSteps, str]:
     """Choose timesteps and write them beside the checkpoints of the model's run; return them and their address."""
-    found, uri = learn_steps(model, count, num_images=num_images, seed=seed), file_of_model(model, DIRECTORY, f"-{count}")
+    found = learn_steps(model, count, num_images=num_images, seed=seed, batch_size=batch_size)
+    uri = file_of_model(model, DIRECTORY, f"-{count}")
     storage.write_json(uri, {"spacing": found.spacing, **as_plain_fields(found)})
     return found, uri
 
 
-def learn_steps(model: TrainedModel, count: int, *, num_images: int = 64, seed: int = 0) -> LearnedSteps:
-    """Choose `count` timesteps on the images that a model draws itself, by some 200 evaluations an image; refuse an upsampler."""
+def learn_steps(model: TrainedModel, count: int, *, num_images: int = 64, seed: int = 0, batch_size: int = 0) -> LearnedSteps:
+    """Choose `count` timesteps on the images that a model draws itself, by some 200 evaluations an image; refuse an upsampler.
+
+    A `batch_size` of 0 takes what suits the device. It changes the errors by rounding, so the choice only between steps that are equal
+    but for rounding.
+    """
     count_timesteps(f"learned:{count}", model.experiment.diffusion.num_timesteps)
     if model.low_res_size is not None:
         raise UserError(f"{model.description} is an upsampler, for which no timesteps can be learned; give them, like t:0,200,999")
     started = time.monotonic()
     num_timesteps = model.experiment.diffusion.num_timesteps
     fine = uniform_spacing(num_timesteps, min(num_timesteps, max(FINE_STEPS, 4 * count)))
-    errors = step_errors(model, fine, torch.arange(num_images), seed)
+    batches = model.batches(batch_size)
+    errors = step_errors(model, fine, torch.arange(num_images), seed, batches)
     timesteps = tuple(sorted(fine[-1 - i] for i in cheapest_path(errors, count)))
     others = torch.arange(num_images, 2 * num_images)
-    path_end, learned, even = (_draw(model, steps, others, seed) for steps in (fine, timesteps, uniform_spacing(num_timesteps, count)))
+    path_end, learned, even = (
+        _draw(model, steps, others, seed, batches) for steps in (fine, timesteps, uniform_spacing(num_timesteps, count))
+    )
     return LearnedSteps(
         timesteps=timesteps,
         error=float((learned - path_end).square().mean().sqrt()),
@@ -110,20 +123,26 @@ def learn_steps(model: TrainedModel, count: int, *, num_images: int = 64, seed: 
     )
 
 
-def step_errors(model: TrainedModel, fine: Sequence[int], indices: Tensor, seed: int) -> Float64[Tensor, "points points"]:
+def step_errors(model: TrainedModel, fine: Sequence[int], indices: Tensor, seed: int, batches: Batches) -> Float64[Tensor, "points points"]:
     """Return the error of one DDIM step between any two points of the fine path.
 
     Entry [i, j] is the root mean square distance of the step from point i to point j > i. Points count from the noise; the last one is
     the image, one more than `fine` has timesteps.
     """
     squares = torch.full((len(fine) + 1, len(fine) + 1), float("inf")).tril()
-    for part in torch.split(indices, default_batch_size(model.experiment.data.image_size)):
-        _add_squares(squares, model, fine, part, seed, len(part) / len(indices))
+
+    def of_part(rows: slice) -> Tensor:
+        part = indices[rows]
+        return _squares(model, fine, part, seed, len(part) / len(indices))
+
+    for part in batches.map(of_part, len(indices)):
+        squares += part
     return squares.sqrt().double()
 
 
-def _add_squares(squares: Tensor, model: TrainedModel, fine: Sequence[int], indices: Tensor, seed: int, share: float) -> None:
-    """Add the mean squared distances of these images' steps, weighted by their share of all images, above the diagonal."""
+def _squares(model: TrainedModel, fine: Sequence[int], indices: Tensor, seed: int, share: float) -> Tensor:
+    """Return the mean squared distances of these images' steps, weighted by their share of all images, above a diagonal of zeros."""
+    squares = torch.zeros(len(fine) + 1, len(fine) + 1)
     denoiser, x = _denoiser(model, fine, indices), keyed_normal(seed, Stream.SAMPLE_START, indices.to(model.device), model.image_shape)
     process = denoiser.process
     points, predictions = [x], []
@@ -137,7 +156,8 @@ def _add_squares(squares: Tensor, model: TrainedModel, fine: Sequence[int], indi
     for i, (x_0, eps) in enumerate(predictions):
         for j in range(i + 1, len(points)):
             step = alpha_bars[j] ** 0.5 * x_0 + (1 - alpha_bars[j]) ** 0.5 * eps
-            squares[i, j] += float((step - points[j]).square().mean()) * share
+            squares[i, j] = float((step - points[j]).square().mean()) * share
+    return squares
 
 
 def cheapest_path(errors: Float64[Tensor, "points points"], count: int) -> tuple[int, ...]:
@@ -161,12 +181,12 @@ def _denoiser(model: TrainedModel, timesteps: Sequence[int], indices: Tensor) ->
     return Denoiser(make_process(model.experiment.diffusion, timesteps), model.network, conditioning=conditioning)
 
 
-def _draw(model: TrainedModel, timesteps: Sequence[int], indices: Tensor, seed: int) -> Tensor:
-    drawn = []
-    for part in torch.split(indices, default_batch_size(model.experiment.data.image_size)):
-        start = keyed_normal(seed, Stream.SAMPLE_START, part.to(model.device), model.image_shape)
-        drawn.append(sample_loop(_denoiser(model, timesteps, part), DDIM(), start))
-    return torch.cat(drawn)
+def _draw(model: TrainedModel, timesteps: Sequence[int], indices: Tensor, seed: int, batches: Batches) -> Tensor:
+    def draw(rows: slice) -> Tensor:
+        start = keyed_normal(seed, Stream.SAMPLE_START, indices[rows].to(model.device), model.image_shape)
+        return sample_loop(_denoiser(model, timesteps, indices[rows]), DDIM(), start)
+
+    return torch.cat(list(batches.map(draw, len(indices))))
 
 
 def file_of_model(model: TrainedModel, directory: str, ending: str) -> str:

@@ -72,5 +72,5 @@ def _whole(name: str, value: Any) -> int:
 
 def _load_pyfunc(path: str) -> Sampler:
     """Load the model that a registered version names; MLflow calls it with the file that `training.tracking.registry` wrote."""
-    spec = json.loads(Path(path).read_text())
+    spec = json.loads(Path(path).read_text(encoding="utf-8"))
     return Sampler(ModelSpec(checkpoint_uri=spec["checkpoint_uri"], weights=spec["weights"]).load(choose_device("auto")))

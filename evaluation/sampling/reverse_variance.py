@@ -12,17 +12,16 @@ estimate serves every spacing. There are two of them:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.records.devices import default_batch_size
 from evaluation.records.protocol_card import versions
 from evaluation.records.run_directory import RESULT, TrainingFields, run_uri_of
 from evaluation.sampling.learned_steps import cheapest_path, file_of_model
@@ -34,7 +33,7 @@ from training.config.plain import as_plain_fields
 from training.config.spacing import likelihood_spacing, parse_spacing
 from training.console import say
 from training.data.format.manifest import read_manifest
-from training.data.loading.row_groups import iterate
+from training.data.loading.row_groups import RowTensors, iterate
 from training.diffusion.noise import Stream, keyed_normal
 from training.diffusion.pixels import to_model_range
 from training.diffusion.process import Denoiser, make_process
@@ -43,7 +42,7 @@ from training.shapes import Float64
 DIRECTORY = "reverse_variance"
 NUM_IMAGES = 256
 _STRIDED = 50
-_BATCH_SIZE = 64
+_IMAGES_AT_A_TIME = 64
 _SMALLEST_ERROR = 1e-8
 OPTIMAL = SamplingConfig(variance="optimal")
 """A sampler of every timestep, with the variances that the learned likelihood takes."""
@@ -77,10 +76,10 @@ class ReverseVariance:
         return {"optimal": self.optimal, "analytic": self.analytic}[variance]
 
 
-def x_0_errors_for(sampling: SamplingConfig, model: TrainedModel) -> Float64[Tensor, " timesteps"] | None:
+def x_0_errors_for(sampling: SamplingConfig, model: TrainedModel, *, batch_size: int = 0) -> Float64[Tensor, " timesteps"] | None:
     """Return the error of x_0 at each timestep that `sampling` visits, or None if its variance is the model's.
 
-    Where no estimate is stored for the checkpoint, it is made now on the data of its training, and stored. Between the timesteps of the
+    Where no estimate is stored for the checkpoint, `find_or_estimate` makes it on the data of its training. Between the timesteps of the
     estimate, the logarithm of the error is a straight line in the log signal-to-noise ratio.
 
     Raises:
@@ -88,7 +87,7 @@ def x_0_errors_for(sampling: SamplingConfig, model: TrainedModel) -> Float64[Ten
     """
     if sampling.variance == "model":
         return None
-    diffusion, stored = model.experiment.diffusion, find_or_estimate(model)
+    diffusion, stored = model.experiment.diffusion, find_or_estimate(model, batch_size=batch_size)
     alpha_bars = make_process(diffusion).alpha_bars
     log_snr = (alpha_bars.log() - (-alpha_bars).log1p()).numpy()
     known, wanted = list(stored.timesteps), list(parse_spacing(sampling.spacing, diffusion.num_timesteps))
@@ -104,11 +103,12 @@ def estimate_digest(sampling: SamplingConfig, model: TrainedModel) -> str | None
     return hashlib.sha256(json.dumps([list(stored.timesteps), list(stored.errors_of(sampling.variance))]).encode()).hexdigest()
 
 
-def find_or_estimate(model: TrainedModel, data_uri: str = "") -> ReverseVariance:
+def find_or_estimate(model: TrainedModel, data_uri: str = "", *, batch_size: int = 0) -> ReverseVariance:
     """Return the stored errors of a model, or those that are estimated and stored now.
 
     Args:
         data_uri: The data set of an estimate that is made; empty takes that of the model's training.
+        batch_size: Images at a time; 0 takes what suits the device. It changes the estimate by rounding.
 
     Raises:
         UserError: There is no estimate, and the data of the training is not known.
@@ -117,7 +117,7 @@ def find_or_estimate(model: TrainedModel, data_uri: str = "") -> ReverseVariance
     if storage.exists(uri):
         return storage.read_record(uri, ReverseVariance)
     say(f"{model.description}: no variances are stored for it; estimating them now")
-    return estimate_and_store(model, data_uri or _training_data(model))[0]
+    return estimate_and_store(model, data_uri or _training_data(model), batch_size=batch_size)[0]
 
 
 def least_bound_chain(model: TrainedModel, count: int) -> tuple[tuple[int, ...], Float64[Tensor, " timesteps"]]:
@@ -144,29 +144,42 @@ def least_bound_timesteps(alpha_bars: Float64[Tensor, " all"], x_0_errors: Float
     return (0, *sorted(len(terms) - 1 - point for point in cheapest_path(terms, count - 1)))
 
 
-def estimate_and_store(model: TrainedModel, data_uri: str, *, num_images: int = NUM_IMAGES, seed: int = 0) -> tuple[ReverseVariance, str]:
+def estimate_and_store(
+    model: TrainedModel, data_uri: str, *, num_images: int = NUM_IMAGES, seed: int = 0, batch_size: int = 0
+) -> tuple[ReverseVariance, str]:
     """Estimate the errors and write them beside the checkpoints of the model's run; return them and their address."""
-    found, uri = estimate(model, data_uri, num_images=num_images, seed=seed), file_of_model(model, DIRECTORY, "")
+    found = estimate(model, data_uri, num_images=num_images, seed=seed, batch_size=batch_size)
+    uri = file_of_model(model, DIRECTORY, "")
     storage.write_json(uri, as_plain_fields(found))
     return found, uri
 
 
-def estimate(model: TrainedModel, data_uri: str, *, num_images: int = NUM_IMAGES, seed: int = 0) -> ReverseVariance:
+def estimate(model: TrainedModel, data_uri: str, *, num_images: int = NUM_IMAGES, seed: int = 0, batch_size: int = 0) -> ReverseVariance:
     """Estimate the errors of x_0 on the first training images, by some 70 network evaluations each; refuse images of another model."""
     started, split_uri = time.monotonic(), storage.join(data_uri, "train")
     manifest, num_timesteps = read_manifest(split_uri), model.experiment.diffusion.num_timesteps
     num_images = min(num_images, manifest.num_images)
     timesteps = likelihood_spacing(num_timesteps, min(_STRIDED, num_timesteps))
     process = make_process(model.experiment.diffusion, timesteps)
-    errors, eps_norms = torch.zeros(2, len(timesteps), dtype=torch.float64)
-    for indices, x_0, conditioning in _real_images(model, split_uri, num_images):
-        denoiser = Denoiser(process, model.network, conditioning=conditioning)
+
+    def sums(real: RowTensors, rows: slice) -> Tensor:
+        """Return the sums of `_squares` over these rows at each timestep, [2, timesteps]."""
+        indices, images, labels = real[0][rows].to(model.device), real[1][rows].to(model.device), real[2]
+        x_0 = to_model_range(images)
+        conditioning = model.conditioning(x_0, None if labels is None else labels[rows].to(model.device))
+        denoiser, found = Denoiser(process, model.network, conditioning=conditioning), []
         for k, timestep in enumerate(timesteps):
             noise = keyed_normal(seed, Stream.REVERSE_VARIANCE, indices, model.image_shape, counter=timestep)
-            t = torch.full((len(x_0),), k, device=x_0.device)
-            error, eps_norm = _squares(denoiser, x_0, t, noise)
-            errors[k] += error
-            eps_norms[k] += eps_norm
+            found.append(_squares(denoiser, x_0, torch.full((len(x_0),), k, device=x_0.device), noise))
+        return torch.tensor(found, dtype=torch.float64).T
+
+    batches, total = model.batches(batch_size), torch.zeros(2, len(timesteps), dtype=torch.float64)
+    for real in iterate(split_uri, _IMAGES_AT_A_TIME, stop=num_images):
+        if tuple(real[1].shape[1:]) != model.image_shape:
+            raise UserError(f"{split_uri} has images of {tuple(real[1].shape[1:])}, {model.description} makes {model.image_shape}")
+        for part in batches.map(functools.partial(sums, real), len(real[0])):
+            total += part
+    errors, eps_norms = total
     rest = 1 - eps_norms / num_images
     analytic = ((1 - process.alpha_bars) / process.alpha_bars * rest).clamp(_SMALLEST_ERROR, 1.0)
     return ReverseVariance(
@@ -193,17 +206,6 @@ def _squares(denoiser: Denoiser, x_0: Tensor, t: Tensor, noise: Tensor) -> tuple
         clipped, free = (process.read_output(output, x_t, t, clip_denoised=clip) for clip in (True, False))
     error, eps_norm = ((value.double().square().flatten(1).mean(1)).sum() for value in (x_0 - clipped.x_0, free.eps))
     return float(error), float(eps_norm)
-
-
-def _real_images(model: TrainedModel, split_uri: str, num_images: int) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """Yield indices, images and conditioning of the first images, on the model's device."""
-    batch_size = min(_BATCH_SIZE, default_batch_size(model.experiment.data.image_size))
-    for indices, images, labels in iterate(split_uri, batch_size, stop=num_images):
-        if tuple(images.shape[1:]) != model.image_shape:
-            raise UserError(f"{split_uri} has images of {tuple(images.shape[1:])}, {model.description} makes {model.image_shape}")
-        x_0 = to_model_range(images.to(model.device))
-        conditioning = model.conditioning(x_0, None if labels is None else labels.to(model.device))
-        yield indices.to(model.device), x_0, conditioning
 
 
 def _training_data(model: TrainedModel) -> str:

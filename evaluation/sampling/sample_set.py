@@ -23,7 +23,7 @@ from evaluation.records.devices import default_batch_size
 from evaluation.sampling.chunks import Chunk, ChunkedPlan, default_chunk_size, process_chunks
 from evaluation.sampling.generate import Generated, Labels, LowRes, RealLowRes, concatenated, generate, labels_for, require_guide
 from evaluation.sampling.learned_steps import with_learned_steps
-from evaluation.sampling.reverse_variance import estimate_digest
+from evaluation.sampling.reverse_variance import estimate_digest, find_or_estimate
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_cached
 from training import storage
 from training.config.errors import UserError
@@ -87,16 +87,16 @@ def plan_samples(
     sampling: SamplingConfig,
     labels: Labels,
     class_counts: tuple[int, ...],
-    train_uri: str,
+    data_uri: str,
     low_res_uri: str = "",
     batch_size: int = 0,
     precision: Precision = "fp32",
 ) -> SamplePlan:
     """Check a draw of images against the model, and plan it.
 
-    `spec` is the address of `model`, which is loaded: on a fast device if `may_be_estimated`. `train_uri` is the training split: an
-    upsampler without `low_res_uri` enlarges its images, downsampled. A `batch_size` of 0 takes the default for this image size. The
-    rest is as in `SamplePlan`.
+    `spec` is the address of `model`, which is loaded: on a fast device if `may_be_estimated`. `data_uri` is the data set, empty if it is
+    not known: an upsampler without `low_res_uri` enlarges its training images, downsampled, and variances are estimated on them. A
+    `batch_size` of 0 takes the default for this image size. The rest is as in `SamplePlan`.
 
     Raises:
         UserError: The labels or the small images don't suit the model, or it has no such guide.
@@ -108,8 +108,10 @@ def plan_samples(
         raise UserError(f"{model.description} is an upsampler: its labels are those of the small images; leave the labels out")
     labels_for(torch.arange(1), model.num_classes, labels, seed=seed, class_counts=class_counts)
     require_guide(sampling, model.members)
-    sampling = with_learned_steps(sampling, model)
-    estimate = estimate_digest(sampling, model)  # an estimate that is missing is made here, not by each worker
+    sampling = with_learned_steps(sampling, model, batch_size=batch_size)
+    if sampling.variance != "model":
+        find_or_estimate(model, data_uri, batch_size=batch_size)  # here, not in each worker
+    estimate = estimate_digest(sampling, model)
     return SamplePlan(
         model=spec,
         num_images=num_images,
@@ -121,7 +123,7 @@ def plan_samples(
         chunk_size=default_chunk_size(num_images, default_batch_size(model.experiment.data.image_size)),
         precision=precision,
         low_res_uri=low_res_uri,
-        low_res_data_uri=train_uri if upsampler and not low_res_uri else "",
+        low_res_data_uri=storage.join(data_uri, "train") if data_uri and upsampler and not low_res_uri else "",
         inputs=(*input_digests(spec, low_res_uri), *([estimate] if estimate else [])),
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evaluation.records.devices import Batches, sampling_batch_size
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
@@ -59,6 +60,11 @@ class TrainedModel:
         """Channels, height and width of its images."""
         data = self.experiment.data
         return data.image_channels, data.image_size, data.image_size
+
+    def batches(self, batch_size: int = 0) -> Batches:
+        """Return batches of images of this model, by default of `sampling_batch_size`."""
+        size = batch_size or sampling_batch_size(self.experiment, self.device.type)
+        return Batches(size, self.device, f"a single image of {self.description}")
 
     def conditioning(
         self, x_0: Float32[Tensor, "batch channels height width"], labels: Int64[Tensor, " batch"] | None

@@ -16,7 +16,7 @@ from typing import Any
 from evaluation.distances.paired import distance_difference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
-from evaluation.monitoring.checkpoint_scorer import read_history
+from evaluation.monitoring.checkpoint_scorer import comparable, read_history
 from evaluation.monitoring.early_stopping import Candidate, best_checkpoints
 from evaluation.records.paired import Difference
 from evaluation.records.protocol_card import as_plain
@@ -72,6 +72,8 @@ class Choice:
 def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: EvaluationOptions | None = None) -> Choice:
     """Score the best few checkpoints of a run again, and store the choice in its directory.
 
+    Scores of other settings than the run's own are ranked apart, as those of fewer samples are larger: the best few of both are candidates.
+
     All candidates are drawn on the same noise, which differs from that of the scores and that of the report. Results that
     an interrupted choice stored are not computed again. `options` are resources; likelihood and other metrics are left to the
     report.
@@ -83,9 +85,11 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
     usable = [score for score in read_history(run_uri) if int(score["step"]) in present]
     if not best_checkpoints(usable, 1):
         raise UserError(f"{run_uri}: none of {len(present)} checkpoints has a finite score; score one, or name the checkpoint to evaluate")
-    evaluation = checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, int(usable[0]["step"]))).evaluation
+    evaluation = checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, int(usable[-1]["step"]))).evaluation
     guide = evaluation.sampling.guidance_step
-    candidates = best_checkpoints(usable, evaluation.rescore_best, after=guide)
+    kinds = (comparable(usable, evaluation), usable)  # as the training kept them
+    ranked = [each for kind in kinds for each in best_checkpoints(kind, evaluation.rescore_best, after=guide)]
+    candidates = list({each.step: each for each in ranked}.values())
     if not candidates:
         raise UserError(
             f"{run_uri}: no checkpoint after step {guide:,}, which guides the others, has a finite score; score one, or name the "

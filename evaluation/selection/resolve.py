@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.records.run_directory import CHOICE, EVALUATIONS, RESULT, TrainingFields
+from evaluation.records.run_directory import CHOICE, EVALUATIONS, RESULT, TrainingFields, run_uri_of
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import checkpoint
@@ -55,11 +56,10 @@ def resolve_model(name: str) -> ResolvedModel:
     if is_tracked(name):
         return _resolve_tracked(name)
     uri = name.rstrip("/")
-    run_uri, separator, _ = uri.rpartition(f"/{checkpoint.DIRECTORY}/")
-    if not separator:
+    if not re.search(rf"(^|/){checkpoint.DIRECTORY}/+step=", uri):
         return _resolve_run(uri)
     checkpoint.file_names(uri)  # raises an error if there is no complete checkpoint
-    trained = _read_json(storage.join(run_uri, RESULT))
+    trained = _read_json(storage.join(run_uri_of(uri), RESULT))
     return ResolvedModel(checkpoint_uri=uri, data_uri=trained.get("data_uri", ""), tracking_run_id=trained.get("tracking_run_id", ""))
 
 

@@ -108,13 +108,15 @@ def score_batch(
         measured = _score_images(samples_uri, num_images, reference, loaded, chosen)
     else:
         sample = load_reference(samples_uri)
+        if sample.provenance is not None:
+            sample.require(extractor=identity)
         if has_statistics:
             require_comparable(sample, load_reference(reference_uri))
             reference, origin = _read_reference(reference_uri, identity)
         else:
-            reference, origin = _compute_reference(reference_uri, network(), chosen)
-        if sample.provenance is not None:
-            sample.require(extractor=identity)
+            loaded = network()
+            _require_dim(sample, loaded)
+            reference, origin = _compute_reference(reference_uri, loaded, chosen)
         count = sample.features.num_images
         measured["distance"] = frechet_distance(reference.features, sample.features)
     card = {
@@ -134,6 +136,7 @@ def score_batch(
 def _score_images(
     uri: str, num_images: int, reference: ReferenceStatistics, network: FeatureExtractor, metrics: frozenset[str]
 ) -> dict[str, Any]:
+    _require_dim(reference, network)
     comparing = need_real_images(metrics)
     if comparing and not reference.images_uri:
         raise UserError(
@@ -149,6 +152,15 @@ def _score_images(
     real = npz.stream_with_positions(reference.images_uri, BATCH_SIZE) if comparing else None
     found = scorer.scores(reference, real)
     return {"distance": found.distance, "standard_error": found.standard_error, "metrics": found.metrics}
+
+
+def _require_dim(statistics: ReferenceStatistics, network: FeatureExtractor) -> None:
+    """Refuse statistics that can't be of the network's features, before any image has passed through it."""
+    if statistics.features.dim != network.dim:
+        raise UserError(
+            f"{statistics.uri} has statistics of {statistics.features.dim} dimensions, and {network.name} has {network.dim}: they are of "
+            "another extractor; name it, or compute them with this one"
+        )
 
 
 def _compute_reference(uri: str, network: FeatureExtractor, metrics: frozenset[str]) -> tuple[ReferenceStatistics, str]:

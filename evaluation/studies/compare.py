@@ -20,7 +20,7 @@ from evaluation.distances.paired import distance_difference, metric_differences
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.preflight import preflight
 from evaluation.evaluate.run import evaluate_once
-from evaluation.monitoring.checkpoint_scorer import read_history
+from evaluation.monitoring.checkpoint_scorer import read_comparable
 from evaluation.records import grids, npz
 from evaluation.records.paired import Difference
 from evaluation.records.protocol_card import as_plain, derived_seed
@@ -60,7 +60,7 @@ class Compared:
 
     Attributes:
         metric_differences: Those of further metrics by name, as far as noise is shared (`evaluation.distances.paired`).
-        history: Scores of the checkpoints of its run, by step, as `read_history` gives them; empty where training took none.
+        history: Scores of the checkpoints of its run, by step, as `read_comparable` gives them; empty where training took none.
     """
 
     name: str
@@ -124,7 +124,7 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
     for spec, each in zip(models, own, strict=True):
         class_counts = preflight(spec, data_uri, reference_uri, each).samples.class_counts
     compared: list[Compared] = []
-    for name, spec, each in zip(names, models, own, strict=True):
+    for name, spec, model, each in zip(names, models, described, own, strict=True):
         say(f"{name}: {spec.checkpoint_uri}")
         result = evaluate_once(spec, data_uri, reference_uri, each)
         base = compared[0].result if compared else None
@@ -135,7 +135,7 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
                 distance_difference=None if base is None else _if_finite(distance_difference(result, base)),
                 likelihood_difference=None if base is None else _if_finite(_likelihood_difference(base, result)),
                 metric_differences={} if base is None else metric_differences(result, base),
-                history=read_history(run_uri_of(spec.checkpoint_uri)),
+                history=read_comparable(run_uri_of(spec.checkpoint_uri), model.experiment.evaluation),
             )
         )
     return Comparison(

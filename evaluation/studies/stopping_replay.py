@@ -14,13 +14,13 @@ from typing import Any
 from evaluation.distances.paired import distance_difference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
-from evaluation.monitoring.checkpoint_scorer import read_history
+from evaluation.monitoring.checkpoint_scorer import read_comparable
 from evaluation.monitoring.early_stopping import best_checkpoints, decide, ranked_candidates, sorted_by_step
 from evaluation.records.numbers import plain_estimate
 from evaluation.records.protocol_card import as_plain, card_rows, num_sampling_steps
 from evaluation.records.result import EvaluationResult
 from evaluation.reports import figures
-from evaluation.reports.html import table_page
+from evaluation.reports.html import table_page, text_table
 from evaluation.reports.study import Study, as_json
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint
@@ -116,8 +116,8 @@ def replay(
     Raises:
         UserError: Fewer than two remaining checkpoints have scores, or no score is finite.
     """
-    present = set(checkpoint.steps(run_uri))
-    history = read_history(run_uri)
+    present, latest = set(checkpoint.steps(run_uri)), checkpoint.latest(run_uri)
+    history = read_comparable(run_uri, checkpoint.load_experiment(latest).evaluation) if latest else []
     scores = [score for score in sorted_by_step(history) if int(score["step"]) in present]
     if len(scores) < 2:
         raise UserError(f"{run_uri}: a replay compares checkpoints with scores, and only {len(scores)} remain; name another run")
@@ -197,8 +197,7 @@ def as_study(found: Replay) -> Study:
     points[("same_checkpoint", 0)] = int(found.same_checkpoint)
     for name_of_choice, pick in found.picks.items():
         points |= {(f"picked_step/{name_of_choice}", 0): pick.step, (f"picked_distance/{name_of_choice}", 0): pick.distance}
-    lines = [f"{'step':>8}  {'weights':<12}  {'beside training':>15}  at full protocol"]
-    rows = []
+    headers, rows = ["step, weights", "beside training", f"{found.protocol['distance']['name']} at full protocol", "chosen by"], []
     for step, weights, score, distance, error in found.table:
         points |= {
             (f"beside_training/{weights}", step): score,
@@ -206,10 +205,8 @@ def as_study(found: Replay) -> Study:
             (f"full_protocol_standard_error/{weights}", step): error,
         }
         names = ", ".join(name for name, pick in found.picks.items() if (pick.step, pick.weights) == (step, weights))
-        full = plain_estimate(distance, error)
-        lines.append(f"{step:>8,}  {weights:<12}  {score:>15.4g}  {full:<18}{f'  <- {names}' if names else ''}".rstrip())
-        rows.append([f"{step:,} {weights}", f"{score:.4g}", full, names])
-    text = "\n".join([*lines, "", *_verdict(found)])
+        rows.append([f"{step:,} {weights}", f"{score:.4g}", plain_estimate(distance, error), names])
+    text = "\n".join([*text_table(headers, rows), "", *_verdict(found)])
     return Study(
         kind="replay-stopping",
         title=f"Replay of early stopping: {name}",
@@ -217,17 +214,21 @@ def as_study(found: Replay) -> Study:
         models={name: found.run_uri},
         protocol=found.protocol,
         points=points,
-        files={"replay.html": _page(found, rows).encode(), "replay.json": as_json(found.to_dict()), "replay.txt": f"{text}\n".encode()},
+        files={
+            "replay.html": _page(found, headers, rows).encode(),
+            "replay.json": as_json(found.to_dict()),
+            "replay.txt": f"{text}\n".encode(),
+        },
     )
 
 
-def _page(found: Replay, rows: Sequence[Sequence[str]]) -> str:
+def _page(found: Replay, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cheap, full = found.scoring_protocol, found.protocol["distance"]
     beside = {(step, weights): (score, None) for step, weights, score, _, _ in found.table}
     at_full = {(step, weights): (distance, error) for step, weights, _, distance, error in found.table}
     return table_page(
         "Replay of early stopping",
-        ["step, weights", "beside training", f"{full['name']} at full protocol", "chosen by"],
+        headers,
         rows,
         card=card_rows(found.protocol, model=False),
         lead=[found.run_uri, *(f"{line[0].upper()}{line[1:]}." for line in _verdict(found))],

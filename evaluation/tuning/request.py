@@ -68,9 +68,7 @@ class TuneRequest:
 
     def trial(self, params: Mapping[str, Value]) -> Experiment:
         """Return the experiment of a trial; raise UserError if the values do not fit together."""
-        experiment = self.experiment().override(overrides_of(params))
-        experiment.require_annealing()
-        return experiment
+        return resolve_experiment(preset=self.preset, file_text=self.file, overrides=(*self.overrides, *overrides_of(params)))
 
     def as_file(self, params: Mapping[str, Value]) -> str:
         """Return a trial as an experiment file, which `iddpm train` takes."""

@@ -20,6 +20,7 @@ _NOT_SEARCHED = {
     "evaluation": "it makes the scores by which trials are compared",
     "seed": "the best seed is chance",
 }
+_OBJECTIVE = "diffusion.objective"
 _DIGITS = 4
 """Significant digits of a suggested number, so that an override is short."""
 
@@ -69,11 +70,12 @@ def parse_search(words: Iterable[str], experiment: Experiment) -> tuple[Axis, ..
         experiment: The experiment whose fields they are.
 
     Raises:
-        UserError: A word is malformed, or names no field, a field twice, or one that would make scores incomparable; a range is empty
-            or not of numbers, or a value does not fit.
+        UserError: A word is malformed, or names no field, a field twice, one that would make scores incomparable, or one that the
+            objective does not use; a range is empty or not of numbers, or a value does not fit.
     """
     axes: dict[str, Axis] = {}
     for word in words:
+        require(isinstance(word, str), "search", f"a searched field is text, got {word!r}; {FORM}")
         field, separator, text = (part.strip() for part in word.partition("="))
         require(bool(separator and field and text), word, f"a searched field reads section.field=VALUES; {FORM}")
         require(field not in axes, field, "is searched twice; give all its values at once")
@@ -81,6 +83,10 @@ def parse_search(words: Iterable[str], experiment: Experiment) -> tuple[Axis, ..
             require(field.partition(".")[0] != part, field, f"can't be searched: {reason}")
         axes[field] = _parse_choices(field, text, experiment) if text.startswith("[") else _parse_range(field, text, experiment)
     require(bool(axes), "search", f"names no field; {FORM}, like optim.learning_rate=log:1e-4..1e-2")
+    if _OBJECTIVE not in axes:  # else it is suggested with them, and they fit in some trials
+        for axis in axes.values():
+            for value in axis.choices or (axis.low, axis.high):
+                experiment.override([f"{axis.field}={value}"]).require_used()
     return tuple(axes.values())
 
 

@@ -80,7 +80,7 @@ def run_pipeline(
         # A step that is done again by force is begun anew at each command.
         again = "the same command" + (" (without --from, if that step had begun)" if arguments.get("force_from") else "")
         status = _supervise(_write_job(pipeline, arguments, home, log_path, Path(folder)), services, log_path, show, again)
-        result = json.loads(result_path.read_text()) if result_path.exists() else {}
+        result = json.loads(result_path.read_text(encoding="utf-8")) if result_path.exists() else {}
     if "outputs" in result:
         outputs: dict[str, Any] = result["outputs"]
         return outputs
@@ -108,7 +108,7 @@ def _write_job(pipeline: Any, arguments: Mapping[str, Any], home: Path, log_path
 
     spec_path = folder / "pipeline.yaml"
     spec = local_specification(pipeline)
-    spec_path.write_text(yaml.safe_dump(spec))
+    spec_path.write_text(yaml.safe_dump(spec), encoding="utf-8")
     job = {
         "spec_path": str(spec_path),
         "spec": {"root": spec["root"], "components": spec["components"]},
@@ -118,7 +118,7 @@ def _write_job(pipeline: Any, arguments: Mapping[str, Any], home: Path, log_path
         "result_path": str(folder / "result.json"),
     }
     job_path = folder / "job.json"
-    job_path.write_text(json.dumps(job))
+    job_path.write_text(json.dumps(job), encoding="utf-8")
     return job_path
 
 
@@ -126,7 +126,7 @@ def _supervise(job: Path, services: Services, log_path: Path, show: Callable[[st
     """Start the run, show its lines, and return its exit status when none of its processes is left; `again` goes on if it is stopped."""
     home = services.home.resolve()
     mark = {_MARK: f"{home}:{uuid.uuid4().hex}"}
-    with termination_raised(), log_path.open("a") as log:
+    with termination_raised(), log_path.open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.local.worker", str(job)],
             stdin=subprocess.PIPE,
@@ -193,7 +193,7 @@ def _find_processes(home: Path, session: int | None) -> list[psutil.Process]:
 def _lock(home: Path) -> Iterator[None]:
     """Lock the directory for one run. The system releases the lock however this process ends."""
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "run.lock").open("a+") as lock:
+    with (home / "run.lock").open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -58,9 +58,10 @@ def summarize(run_uri: str, directory: Path, *, next_steps: Sequence[tuple[str, 
         directory: Local directory that the sample grid and the report are copied to.
         next_steps: As for `train_here`.
     """
-    from evaluation.monitoring.checkpoint_scorer import read_history
+    from evaluation.monitoring.checkpoint_scorer import read_comparable
     from evaluation.records.numbers import plain_estimate
     from training import storage
+    from training.config.experiment import Experiment
     from training.tracking.runs import attach
 
     trained = storage.read_json(storage.join(run_uri, "result.json"))
@@ -76,7 +77,7 @@ def summarize(run_uri: str, directory: Path, *, next_steps: Sequence[tuple[str, 
     bits_per_dim = plain_estimate(likelihood["bits_per_dim"], likelihood["standard_error"])
     rows = [
         ("trained", f"{trained['step']:,}{stop}"),
-        ("distance", _progress(read_history(run_uri))),
+        ("distance", _progress(read_comparable(run_uri, Experiment.from_dict(result["experiment"]).evaluation))),
         ("reported", f"{result['distance_name']} {distance}, step {result['step']:,}"),
         ("bits/dim", f"{bits_per_dim} on {likelihood['num_images']:,} {split} images"),
         ("samples", shorten_path(grid_path)),
@@ -99,7 +100,7 @@ def shorten_path(path: Path) -> str:
 
 
 def _progress(history: Sequence[Mapping[str, Any]]) -> str:
-    """Return the first and the best score of training. They have one protocol, so they can be compared."""
+    """Return the first and the best of a training's scores by one protocol."""
     from evaluation.records.stored import finite_scores
 
     scored = [(min(finite.values()), int(score["step"])) for score in history if (finite := finite_scores(score))]

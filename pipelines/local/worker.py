@@ -95,7 +95,7 @@ class StageOutput:
             return
         if failed:
             self.failures[name] = last_error(task.last_lines)
-            self._failures_path.write_text(json.dumps(self.failures))
+            self._failures_path.write_text(json.dumps(self.failures), encoding="utf-8")
         elif not self.stopping:
             self._show(task, f"done in {format_duration(time.monotonic() - task.started)}")
 
@@ -168,8 +168,8 @@ def main() -> int:
     """Run the job and write its result; return the exit status: 0, 1 (a task failed) or 130 (interrupted)."""
     from kfp import components, local
 
-    job = json.loads(Path(sys.argv[1]).read_text())
-    spec_text = Path(job["spec_path"]).read_text()
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    spec_text = Path(job["spec_path"]).read_text(encoding="utf-8")
     shown = sys.stdout
     with Path(job["log_path"]).open("a", buffering=1, encoding="utf-8", errors="replace") as log:
         failures_path = Path(job["result_path"]).with_name("failures.json")
@@ -198,7 +198,7 @@ def main() -> int:
             sys.stdout = shown
         if output.stopping:
             return _INTERRUPTED
-        Path(job["result_path"]).write_text(json.dumps(result))
+        Path(job["result_path"]).write_text(json.dumps(result), encoding="utf-8")
     return 1 if "failures" in result else 0
 
 

@@ -64,7 +64,7 @@ def prepare(home: Path) -> None:
 @contextlib.contextmanager
 def lock(home: Path) -> Iterator[None]:
     """Lock the directory, so that two commands take turns. The lock ends with its process."""
-    with (home / "lock").open("w") as file:
+    with (home / "lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -76,7 +76,7 @@ def lock(home: Path) -> Iterator[None]:
 def join_users(home: Path) -> None:
     """Count this process, until it ends, among those that use the services."""
     if home not in _USERS:
-        _USERS[home] = (home / "users").open("a")
+        _USERS[home] = (home / "users").open("a", encoding="utf-8")
         fcntl.flock(_USERS[home], fcntl.LOCK_SH)
 
 
@@ -128,14 +128,14 @@ def disk_usage(home: Path) -> int:
 def _write_private(path: Path, value: Any) -> None:
     """Write `value` as JSON, whole or not at all, readable by the owner alone from the first byte."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         json.dump(value, file, indent=2)
     partial.replace(path)
 
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 

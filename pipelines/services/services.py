@@ -297,7 +297,7 @@ def _service_status(home: Path, name: str, port: int | None) -> ServiceStatus:
 def _failure_in_log(home: Path, name: str) -> str:
     """Return the line at the end of a service's log that names the cause, and the log's path."""
     path = _log_path(home, name)
-    text = path.read_text(errors="replace") if path.exists() else ""
+    text = path.read_text(errors="replace", encoding="utf-8") if path.exists() else ""
     lines = [line.strip() for line in text.splitlines()[-200:] if line.strip()]
     causes = [line for line in lines if _CAUSE.search(line)]
     return f"{(causes or lines or ['no output'])[-1]} (the whole log: {path})"

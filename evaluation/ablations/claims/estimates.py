@@ -79,9 +79,12 @@ def score_curve(record: TrialRecord, weights: str | None = None) -> dict[int, fl
 
 
 def bound_ratio(hybrid: TrialRecord, vlb: TrialRecord) -> list[float] | None:
-    """Return the mean L_t of theta_hybrid over that of theta_vlb, for each t (supplement figure 3); None where one is not finite."""
+    """Return the mean L_t of theta_hybrid over that of theta_vlb, for each t (supplement figure 3).
+
+    It is None where one is not finite, and for models of different numbers of timesteps.
+    """
     first, second = hybrid.measures["bound"]["per_t"], vlb.measures["bound"]["per_t"]
-    if None in (*first, *second):
+    if len(first) != len(second) or None in (*first, *second):
         return None
     return [max(a, 1e-12) / max(b, 1e-12) for a, b in zip(first, second, strict=True)]
 

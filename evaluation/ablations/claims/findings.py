@@ -23,6 +23,7 @@ from evaluation.ablations.claims.estimates import (
 from evaluation.ablations.trials.joint import ENDS_SHARE
 from evaluation.ablations.trials.measures import paired_correlation, read_images
 from evaluation.ablations.trials.record import TrialRecord, split_by_seed
+from training import storage
 
 Records = Sequence[TrialRecord]
 Claims = Iterator[Finding | None]
@@ -213,9 +214,12 @@ def _ensemble(records: Records) -> Claims:
 def _same_noise(records: Records) -> Claims:
     for data in dict.fromkeys(str(record.values["data"]) for record in records):
         rows = [record for record in records if record.values["data"] == data and record.measures.get("samples")]
-        if len(rows) < 2:
+        uris = [record.measures["samples"]["images_uri"] for record in rows[:2]]
+        if len(uris) < 2 or not all(map(storage.exists, uris)):
             continue
-        first, second = (read_images(record.measures["samples"]["images_uri"]) for record in rows[:2])
+        first, second = map(read_images, uris)
+        if first.shape != second.shape:  # of runs that the user named
+            continue
         paired, unpaired = paired_correlation(first, second)
         number = Deciding(
             name="Correlation of images from the same noise, less that of images from different noise",

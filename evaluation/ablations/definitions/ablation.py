@@ -213,9 +213,7 @@ def trials(
         UserError: A name is unknown, an override is invalid or changes what the ablation varies, there are too many trials, or
             seeds cannot be repeated, because the user named a run or the ablation varies them.
     """
-    if scale not in SCALES:
-        raise UserError(f"there is no scale {scale!r}; it is {', '.join(SCALES[:-1])} or {SCALES[-1]}")
-    settings = ablation.settings(scale)
+    settings = ablation.settings(parse_scale(scale))
     if seeds < 1:
         raise UserError(f"the number of seeds must be 1 or more, got {seeds}")
     if seeds > 1 and (runs or "seed" in ablation.varied):
@@ -235,6 +233,9 @@ def trials(
         own = format_overrides(setting.overrides)
         all_overrides = (*(() if setting.role in runs else ablation.shared), *own, *user)
         experiment = preset(setting.preset, all_overrides)  # refuses now what would fail in the middle of a sweep
+        if ablation.trains and setting.role not in runs:
+            experiment.require_guide()
+            experiment.require_annealing()
         for path in _HYBRID_ONLY:
             if path in ablation.varied and experiment.diffusion.objective != "hybrid":
                 raise UserError(f"the ablation {ablation.name!r} varies {path}, which L_{experiment.diffusion.objective} does not have")
@@ -263,6 +264,14 @@ def label_of(setting: str, seed: int | None) -> str:
 def setting_of(label: str, seed: int | None) -> str:
     """Return the setting of a label that `label_of` made with that seed."""
     return label.removesuffix(label_of("", seed))
+
+
+def parse_scale(name: str) -> Scale:
+    """Return the scale of that name; refuse another."""
+    for scale in SCALES:
+        if scale == name:
+            return scale
+    raise UserError(f"there is no scale {name!r}; it is {', '.join(SCALES[:-1])} or {SCALES[-1]}")
 
 
 def values_of(ablation: Ablation, experiment: Experiment) -> dict[str, Any]:

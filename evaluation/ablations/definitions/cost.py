@@ -25,10 +25,10 @@ class TrialCost:
     def __add__(self, other: TrialCost) -> TrialCost:
         return TrialCost(training=self.training + other.training, measuring=self.measuring + other.measuring)
 
-    def describe(self, card: str, *, trains: bool, price_per_hour: float | None = None) -> str:
+    def describe(self, card: str, *, price_per_hour: float | None = None) -> str:
         """Return the hours, and the price where an hour's is given, in one line."""
         text = f"{_hours(self.measuring)} of measuring on one {'core' if card.upper() == 'CPU' else card}"
-        if trains:
+        if self.training:
             text = f"{_hours(self.training)} of training, {text}"
         if price_per_hour is not None:
             text += f", {(self.training + self.measuring) * price_per_hour:,.2f} at {price_per_hour:g} an hour"
@@ -39,7 +39,7 @@ def trial_cost(request: AblationRequest, trial: Trial, card: str = "H100") -> Tr
     """Estimate the cost of a whole trial on a card of `CARDS`, or refuse the card; an evaluation of a run has no training."""
     experiment = trial.experiment
     cost = estimate(experiment, card, with_memory=False)
-    trains = request.ablation().trains
+    trains = request.ablation().trains and not trial.run_uri
     speed = speed_on(cost.card, "sampling", cost.forward_macs)
     hours_per_pass = cost.forward_flops / speed.flops_per_second / 3600
     return TrialCost(
@@ -71,9 +71,9 @@ def _measured_passes(request: AblationRequest, trial: Trial, experiment: Experim
     num_timesteps, evaluation = experiment.diffusion.num_timesteps, experiment.evaluation
     counts = [count for count in request.counts() if count <= num_timesteps]
     images, known = num_curve_images(experiment), count_forward_passes(experiment)
-    rescored = evaluation.rescore_best if request.ablation().checkpoint == "best" and evaluation.rescore_best > 1 else 0
+    choice = known.get("choice", 0) if request.ablation().checkpoint == "best" else 0
     passes = {
-        "final": known["sampling"] * (1 + rescored) + known.get("likelihood", 0),
+        "final": choice + known["sampling"] + known.get("likelihood", 0),
         "sampling-steps": evaluation.num_samples * (sum(counts) + sum(count for count in counts if count < num_timesteps)),
         "figure-1": evaluation.num_samples * sum(counts),
         "likelihood-steps": images

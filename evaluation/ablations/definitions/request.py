@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
 
-from evaluation.ablations.definitions.ablation import SCALES, Ablation, Scale, Trial, counts, format_value, grid, require_size, trials
+from evaluation.ablations.definitions.ablation import Ablation, Scale, Trial, counts, format_value, grid, parse_scale, require_size, trials
 from evaluation.ablations.definitions.paper import ABLATIONS, find_ablation
 from training.config.errors import UserError
 from training.config.experiment import Objective
@@ -154,8 +154,6 @@ def from_form(
     Raises:
         UserError: There is no such scale, a user's grid has no axes, or an option is unknown or does not fit.
     """
-    if scale not in SCALES:
-        raise UserError(f"there is no scale {scale!r}; it is {', '.join(SCALES[:-1])} or {SCALES[-1]}")
     if name == OWN_GRID and not grid:
         raise UserError('a grid of your own needs its axes: ablation_grid, like {"diffusion.vlb_weight": [0.001, 0.01]}')
     fields = dict.fromkeys(each.name for each in dataclasses.fields(AblationOptions))
@@ -168,7 +166,7 @@ def from_form(
         raise UserError(f"ablation_options.{error}") from None
     return AblationRequest(
         name=name,
-        scale=scale,
+        scale=parse_scale(scale),
         preset=preset,
         objective=objective,
         grid=grid,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.ablations.definitions.ablation import format_overrides, format_value
+from evaluation.ablations.definitions.ablation import Setting, format_overrides, format_value
 from evaluation.ablations.definitions.request import OBJECTIVES, AblationRequest
 from evaluation.ablations.trials.record import TrialRecord
 from evaluation.records.intervals import mean_interval
@@ -137,9 +137,13 @@ def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list
 
 
 def reported(request: AblationRequest, index: int, record: TrialRecord) -> PaperResult | None:
-    """Return the paper's result for a trial; at the other scales, that of the paper's trial with the same index.
+    """Return the paper's result for a trial; at the other scales, that of the paper's trial with the same objective and schedule.
 
-    There is none for what the paper did not do: a user's grid, another objective, or at another scale another preset.
+    Where several have both, it is the one at the same place among them. There is none for what the paper did not do: a user's grid,
+    another objective, or at another scale another preset.
+
+    Args:
+        index: The trial's place among the settings of the request's scale.
     """
     if request.grid or request.objective != OBJECTIVES[0] or (request.varies_another and request.scale != "paper"):
         return None
@@ -148,10 +152,10 @@ def reported(request: AblationRequest, index: int, record: TrialRecord) -> Paper
         return next(result for result in find_preset(name).results if word in result.where)
     name, overrides = record.preset, record.own
     if request.scale != "paper":
-        settings = request.ablation().paper
-        if index >= len(settings):
+        setting = _of_paper(request, index)
+        if setting is None:
             return None
-        name, overrides = settings[index].preset, format_overrides(settings[index].overrides)
+        name, overrides = setting.preset, format_overrides(setting.overrides)
     experiment = preset(name, overrides)
     results = [
         result
@@ -160,6 +164,27 @@ def reported(request: AblationRequest, index: int, record: TrialRecord) -> Paper
     ]
     first = min(results, key=lambda result: result.where != _PREFERRED_SOURCES.get(request.name), default=None)
     return None if first is None or first.where.startswith(_JOINT_SOURCES) else first
+
+
+def _of_paper(request: AblationRequest, index: int) -> Setting | None:
+    """Return the paper's setting that one of another scale repeats; None where the paper has fewer of its kind.
+
+    Of several data sets, it is of the first one with the most kinds of the table, so that its numbers can be put in order.
+    """
+
+    def kind(setting: Setting) -> tuple[str, str]:
+        diffusion = preset(setting.preset, format_overrides(setting.overrides)).diffusion
+        return diffusion.objective, diffusion.schedule
+
+    ablation = request.ablation()
+    kinds = [kind(setting) for setting in ablation.settings(request.scale)]
+    by_data: dict[str, list[Setting]] = {}
+    for setting in ablation.paper:
+        by_data.setdefault(find_preset(setting.preset).experiment.data.name, []).append(setting)
+    ordered = sorted(by_data.values(), key=lambda settings: -len(set(kinds) & set(map(kind, settings))))
+    same = [setting for settings in ordered for setting in settings if kind(setting) == kinds[index]]
+    place = kinds[:index].count(kinds[index])
+    return same[place] if place < len(same) else None
 
 
 def headers(columns: Sequence[str], distance_name: str, rows: Sequence[TableRow]) -> list[str]:

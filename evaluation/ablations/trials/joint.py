@@ -72,7 +72,7 @@ def cascade(models: Mapping[str, TrialModel]) -> TrialRecord:
         sampling=first.experiment.evaluation.sampling,
         labels="balanced",
         class_counts=(),
-        train_uri="",
+        data_uri=first.data_uri,
         batch_size=large.batch_size,
     )
     small = replace(small, chunk_size=large.chunk_size)  # so that a chunk of the second stage reads one of the first

@@ -18,8 +18,9 @@ from evaluation.ablations.definitions.ablation import Measure
 from evaluation.ablations.definitions.cost import NUM_PAIRED_IMAGES, num_curve_images
 from evaluation.ablations.trials.trial_model import TrialModel
 from evaluation.likelihood.split_likelihood import LikelihoodPlan, split_likelihood
-from evaluation.monitoring.checkpoint_scorer import read_history
+from evaluation.monitoring.checkpoint_scorer import read_comparable
 from evaluation.records import npz
+from evaluation.records.numbers import plain_estimate
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES
 from evaluation.sampling.generate import concatenated, generate
@@ -125,6 +126,9 @@ def likelihood_by_steps(model: TrialModel, counts: Sequence[int]) -> dict[str, A
     Returns:
         `points`: spacing ("strided" or "with-small-t"), num_steps, num_evaluations_per_image, bits_per_dim, standard_error;
         `num_images`.
+
+    Raises:
+        UserError: Every number of steps is above T.
     """
     num_timesteps = model.experiment.diffusion.num_timesteps
     points = []
@@ -136,7 +140,9 @@ def likelihood_by_steps(model: TrialModel, counts: Sequence[int]) -> dict[str, A
             spacings["with-small-t"] = likelihood_spacing(num_timesteps, count)
         for name, timesteps in spacings.items():
             points.append({"spacing": name, "num_steps": count, **_likelihood(model, timesteps)})
-        say(f"bits/dim at {count:,} of {num_timesteps:,} steps: {points[-1]['bits_per_dim']:.4g}")
+        say(f"bits/dim at {count:,} of {num_timesteps:,} steps: {plain_estimate(points[-1]['bits_per_dim'], None)}")
+    if not points:
+        raise UserError(f"bits/dim of {num_timesteps} timesteps have no curve over {', '.join(map(str, counts))} steps, which are more")
     return {"points": points, "num_images": points[0]["num_images"]}
 
 
@@ -155,7 +161,7 @@ def draw_samples(model: TrialModel, *, spec: ModelSpec | None = None, name: str 
 
 def score_history(model: TrialModel) -> dict[str, Any]:
     """Return the scores beside training, for every decay (supplement figures 6 and 7)."""
-    scores = read_history(model.run_uri)
+    scores = read_comparable(model.run_uri, model.experiment.evaluation)
     return {
         "points": [{name: score[name] for name in ("step", "scores", "standard_errors")} for score in scores],
         "distance_name": scores[0]["distance_name"] if scores else "",

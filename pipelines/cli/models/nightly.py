@@ -15,7 +15,8 @@ def show(model: str = MODEL, as_json: bool = JSON) -> None:
     """Show the nights since the baseline began, and the judgement of the last one."""
     from evaluation.monitoring.nightly import History, judge, read_history
 
-    judgement = judge(read_history(_run_uri(model)) or History())
+    run_uri, checkpoint = _resolve(model)
+    judgement = judge(read_history(run_uri) or History(), checkpoint)
     if as_json:
         facts = {
             "direction": judgement.direction,
@@ -50,14 +51,20 @@ def accept(
     """Accept the level of the last night: a new baseline begins with it."""
     from evaluation.monitoring.nightly import accept as accept_level
 
-    overruled = accept_level(_run_uri(model), reason=reason, by=by)
+    run_uri, checkpoint = _resolve(model)
+    overruled = accept_level(run_uri, reason=reason, by=by, checkpoint=checkpoint)
     out(f"accepted: the baseline begins anew with the night {overruled.night.at:%Y-%m-%d %H:%M}")
     out(f"until now: {overruled.text}")
 
 
-def _run_uri(model: str) -> str:
+def _resolve(model: str) -> tuple[str, str]:
+    """Return the directory of the model's run, which has the nights of all its checkpoints, and the name of this one's."""
+    from evaluation.monitoring.nightly import checkpoint_name
     from evaluation.records.run_directory import run_uri_of
     from evaluation.selection.resolve import resolve_model
+    from training.checkpoints import checkpoint
 
     connect()
-    return run_uri_of(resolve_model(model).checkpoint_uri)
+    found = resolve_model(model)
+    uri = found.checkpoint_uri
+    return run_uri_of(uri), checkpoint_name(checkpoint.step_of(uri), found.weights or checkpoint.choose_weights(uri))

@@ -83,7 +83,7 @@ def ablate(
         card = card or ("H100" if gpu or scale == "paper" else "CPU")
         costs = [_show_plan(request, card, price_per_hour) for request in requests]
         if len(costs) > 1:
-            print(f"all of them: {sum(costs[1:], costs[0]).describe(card, trains=True, price_per_hour=price_per_hour)}")
+            print(f"all of them: {sum(costs[1:], costs[0]).describe(card, price_per_hour=price_per_hour)}")
         return
     run_requests(requests, sources, data_options=data_options, num_workers=num_workers, gpu=gpu, parallel_trials=parallel_trials)
 
@@ -198,15 +198,13 @@ def report(
 def _requests(
     name: str, scale: str, preset: str, objective: str, overrides: list[str], grid: list[str], runs: list[str], seeds: int = 1
 ) -> list[AblationRequest]:
-    from evaluation.ablations.definitions.ablation import SCALES
+    from evaluation.ablations.definitions.ablation import parse_scale
     from evaluation.ablations.definitions.paper import names
     from evaluation.ablations.definitions.request import DEFAULT_PRESET, OBJECTIVES, AblationRequest, parse_grid
 
-    if scale not in SCALES:
-        raise UserError(f"--scale is {', '.join(SCALES[:-1])} or {SCALES[-1]}, got {scale!r}")
     request = AblationRequest(
         name=name,
-        scale=scale,
+        scale=parse_scale(scale),
         preset=preset or DEFAULT_PRESET,
         objective=objective or OBJECTIVES[0],
         grid=parse_grid(grid),
@@ -328,7 +326,7 @@ def _show_plan(request: AblationRequest, card: str, price_per_hour: float | None
     ablation = request.ablation()
 
     def describe(cost: TrialCost) -> str:
-        return cost.describe(card, trains=ablation.trains, price_per_hour=price_per_hour)
+        return cost.describe(card, price_per_hour=price_per_hour)
 
     print(f"{request.name} at the scale {request.scale}: {ablation.title}. {ablation.source}")
     total = joint_cost(request, card)

@@ -98,10 +98,9 @@ def _show(request: AblationRequest, card: str, price_per_hour: float | None) -> 
         steps = evaluation.sampling.spacing or f"all {trial.experiment.diffusion.num_timesteps:,}"
         print(f"  {trial.label:<28} {', '.join(numbers)} in the paper; {work}, {evaluation.num_samples:,} samples of {steps} steps")
         for one in totals:
-            cost = trial_cost(request, trial, one)
-            totals[one] += TrialCost(training=0.0 if trial.run_uri else cost.training, measuring=cost.measuring)
-    print(f"in all {totals[card].describe(card, trains=True, price_per_hour=price_per_hour)}")
-    print(f"on a machine without GPUs {totals['CPU'].describe('CPU', trains=True)}")
+            totals[one] += trial_cost(request, trial, one)
+    print(f"in all {totals[card].describe(card, price_per_hour=price_per_hour)}")
+    print(f"on a machine without GPUs {totals['CPU'].describe('CPU')}")
     print(f"on a cluster: {shlex.join(_submit_words(request))}")
 
 

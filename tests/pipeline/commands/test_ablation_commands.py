@@ -66,6 +66,10 @@ def test_a_named_checkpoint_costs_no_training(run_iddpm: Command) -> None:
     trained, measured = hours()
     half, same = hours("--run", "vlb-cosine-1500k=s3://bucket/runs/released")
     assert (2 * half, same) == (pytest.approx(trained, abs=2), measured)
+    table, imported = "imagenet64-table1-1500k", ("--run", "hybrid-cosine-1500k=s3://x/a", "--run", "vlb-cosine-1500k=s3://x/b")
+    _, printed, _ = run_iddpm("ablate", table, "--scale", "paper", "--plan", *imported[2:])
+    assert [f"{half} h of training" in printed.splitlines()[-1], printed.count(" of training")] == [True, 2], "of one row, and in all"
+    assert " of training" not in run_iddpm("ablate", table, "--scale", "paper", "--plan", *imported)[1]
 
 
 _GRID = """preset: digits-tiny-hybrid-cosine
@@ -87,7 +91,7 @@ def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path, run_
     ("arguments", "said"),
     [
         (("ablate", "hybrid-wait"), "did you mean 'hybrid-weight'"),
-        (("ablate", "width", "--scale", "smal"), "--scale is paper, small or tiny"),
+        (("ablate", "width", "--scale", "smal"), "there is no scale 'smal'; it is paper, small or tiny"),
         (("ablate", "two-stage", "--scale", "small"), "has no scale small: images that two cores can learn are too small"),
         (("ablate", "width", "--set", "optim.learning_rate=1"), "varies optim.learning_rate itself"),
         (("ablate", "mine", "--grid", "seed=1,2"), "needs an experiment to vary"),

@@ -14,6 +14,7 @@ from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.measures import paired_correlation, sampling_of
 from evaluation.ablations.trials.record import TrialRecord
 from evaluation.records import npz
+from training import storage
 
 
 def _final(distance: float, bits: float, error: float = 0.1) -> dict[str, Any]:
@@ -228,6 +229,10 @@ def test_the_paired_correlation_is_one_for_equal_images_and_small_for_unrelated_
         records.append(_record(role=role, data="digits", measures={"samples": {"images_uri": uri, "sampler": "x"}}))
     (finding,) = findings("same-noise", records)
     assert finding.verdict == "not decided here"
+    npz.write_images(uri, other.repeat_interleave(2, -1).repeat_interleave(2, -2), None)
+    assert findings("same-noise", records) == [], "a run that the user named may have another size"
+    storage.delete(uri)
+    assert findings("same-noise", records) == [], "its images were deleted"
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name != "two-stage"])
@@ -284,6 +289,8 @@ def test_numbers_that_are_not_finite_are_not_measured_and_stop_no_claim() -> Non
     measures = [{"bound": {"per_t": [1.0, value], "timesteps": [0, 1]}} for value in (1.0, None)]
     pair = [_record(role=role, measures=each) for role, each in zip(("hybrid", "vlb"), measures, strict=True)]
     assert _verdicts("vlb-ratio", pair) == {}
+    pair[1].measures["bound"] = {"per_t": [1.0] * 4, "timesteps": list(range(4))}
+    assert _verdicts("vlb-ratio", pair) == {}, "nor are models of other numbers of timesteps compared"
     bits = [("strided", 5, None), ("with-small-t", 5, 4.1), ("strided", 400, 4.0)]
     points = [{"spacing": spacing, "num_steps": count, "bits_per_dim": value} for spacing, count, value in bits]
     assert _verdicts("likelihood-steps", [_record(role="hybrid", measures={"likelihood-steps": {"points": points}})]) == {}

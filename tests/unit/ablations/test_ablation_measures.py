@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from components.ablations import measuring
 from components.ablations.measuring import measure_one, trial_model
 from evaluation.ablations.definitions.ablation import Measure, Trial
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.ablations.trials.measures import likelihood_by_steps, likelihood_history
+from evaluation.ablations.trials import measures
+from evaluation.ablations.trials.measures import likelihood_by_steps, likelihood_history, score_history
 from evaluation.ablations.trials.trial_model import find_trial_model
 from evaluation.features.inception import WEIGHTS
 from evaluation.likelihood.bits_per_dim import merge
@@ -68,6 +70,24 @@ def test_distances_use_the_extractor_weights_below_the_storage_root(
         measure_one(request, trial, item, item["run_uri"], {"num_workers": 1})
 
 
+def test_a_training_is_evaluated_for_the_pipelines_run_that_measures_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reaper would close it with the end of the pipeline that trained it."""
+    item = _item(tmp_path)
+    request = AblationRequest(name="own-grid", scale="tiny", preset=_PRESET, grid={"diffusion.vlb_weight": [0.001, 0.01]})
+    trial = request.trials()[0]
+    storage.write_json(f"{item['run_uri']}/result.json", {"step": 100})
+    arguments: list[Any] = []
+
+    def evaluate_run(*given: Any) -> str:
+        arguments.extend(given)
+        raise UserError("enough is known")
+
+    monkeypatch.setattr(measuring, "evaluate_run", evaluate_run)
+    with pytest.raises(UserError, match="enough is known"):
+        measure_one(request, trial, item, item["run_uri"], {}, "pipeline-2")
+    assert arguments[-1] == "pipeline-2"
+
+
 def test_measures_use_the_workers_and_the_device_of_their_step(tmp_path: Path) -> None:
     item = _item(tmp_path)
     model = trial_model(item["run_uri"], item, {"num_workers": 3})
@@ -98,6 +118,31 @@ def test_bits_per_dim_by_steps_use_the_first_images_and_the_ablations_noise(tmp_
     assert found["num_images"] == 100
     assert not [uri for uri in storage.list_uris(f"{item['run_uri']}/evaluations") if "/work-" in uri]
     assert likelihood_by_steps(model, (10,)) == found
+
+
+def test_bits_per_dim_that_are_not_finite_are_a_curve_without_values_and_no_fitting_number_of_steps_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    item = _item(tmp_path)
+    model = trial_model(item["run_uri"], item, {"num_workers": 1})
+    lost = {"bits_per_dim": None, "standard_error": None, "num_images": 100, "num_evaluations_per_image": 10}
+    monkeypatch.setattr(measures, "_likelihood", lambda *_, **__: lost)
+    assert [point["bits_per_dim"] for point in likelihood_by_steps(model, (10,))["points"]] == [None, None]
+    assert "bits/dim at 10 of 40 steps: -" in capsys.readouterr().out
+    with pytest.raises(UserError, match="bits/dim of 40 timesteps have no curve over 50, 100 steps, which are more"):
+        likelihood_by_steps(model, (50, 100))
+
+
+def test_the_scores_beside_training_are_those_of_one_protocol(tmp_path: Path) -> None:
+    item = _item(tmp_path)
+    model = trial_model(item["run_uri"], item, {"num_workers": 1})
+    now = model.experiment.evaluation.scoring_num_samples
+    for step, num_samples in ((50, 10 * now), (100, now)):
+        score = {"step": step, "scores": {"ema": 1.0}, "standard_errors": {}, "distance_name": "FD"}
+        storage.write_json(
+            f"{item['run_uri']}/evaluations/step={step:08d}.json", {**score, "protocol": {"num_samples": num_samples, "sampler": "x"}}
+        )
+    assert [point["step"] for point in score_history(model)["points"]] == [100]
 
 
 def test_bits_per_dim_over_training_are_of_the_form_of_the_protocol_also_the_learned_one(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A plan takes the runs that a user names: each in the right role, with its own data set."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from training.config.presets import preset
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
+
+_SCORED_WITH_FEW_STEPS = ("evaluation.scoring_sampling.spacing=2",)
 
 
 def _run(folder: Path, name: str, *overrides: str) -> str:
@@ -101,3 +104,31 @@ def test_the_traits_of_an_extractor_are_those_of_the_loaded_one(name: Extractor)
     loaded = load_extractor(name)
     traits = extractor_traits(name, loaded.dim)
     assert [getattr(traits, each) for each in ("name", "sha256", "provides")] == [loaded.name, loaded.sha256, loaded.provides]
+
+
+_SHORT = ("diffusion.num_timesteps=40", "evaluation.sampling.spacing=5", "evaluation.likelihood_steps=5", *_SCORED_WITH_FEW_STEPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("vlb-ratio", _SHORT, "vlb-ratio compares hybrid, which has 400 timesteps, with vlb, which has 40 timesteps; take equal ones"),
+        ("ensemble", _SHORT, "ensemble compares hybrid, which has 400 timesteps, with vlb, which has 40 timesteps"),
+        ("same-noise", ("data.image_size=16",), "which has images of 8x8 with 1 channels, with vlb, which has images of 16x16 with 1"),
+        (
+            "likelihood-steps",
+            ("diffusion.num_timesteps=4", "evaluation.sampling.spacing=2", "evaluation.likelihood_steps=2", *_SCORED_WITH_FEW_STEPS),
+            "vlb has 4 timesteps, and likelihood-steps takes 5, 10, 20, 40, 100, 400 steps; take a model of more timesteps",
+        ),
+    ],
+)
+def test_runs_whose_measures_could_not_be_taken_or_compared_are_refused_before_any(
+    name: str, overrides: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    runs = {
+        "hybrid": _run(tmp_path / "a", "digits-tiny-hybrid-cosine"),
+        "vlb": _run(tmp_path / "b", "digits-tiny-vlb-cosine", *overrides),
+    }
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan(AblationRequest(name=name, scale="tiny", runs=runs), str(tmp_path), "an experiment")
+    assert {each.name for each in tmp_path.iterdir()} == {"a", "b"}, "nothing was written"

@@ -24,14 +24,15 @@ from evaluation.ablations.page.figures import bits_by_steps, figures, name_bars
 from evaluation.ablations.page.gallery import findings_as_markdown, write_gallery
 from evaluation.ablations.page.page import _reported_card, render
 from evaluation.ablations.page.sample_grids import sample_grids
-from evaluation.ablations.page.table import table_rows
+from evaluation.ablations.page.table import reported, table_rows
 from evaluation.ablations.trials.record import TrialRecord, slug, split_by_seed
 from evaluation.ablations.trials.trial_model import find_trial_model
 from evaluation.records import npz
 from evaluation.records.numbers import format_estimate
 from training import storage
 from training.checkpoints import checkpoint
-from training.config.presets import preset
+from training.config.experiment import Experiment
+from training.config.presets import find_preset, preset
 from training.storage import StorageError
 
 _DATA = {"name": "digits", "digest": "0" * 32, "num_images": 1497, "image_size": 8}
@@ -264,6 +265,25 @@ def test_every_table_has_the_papers_numbers_in_the_right_rows() -> None:
     assert paper_distances("cifar10-dropout") == [3.07, None, None, None, None, 3.19]
     assert paper_distances("cond64-overfitting") == [6.92, None, None]
     assert paper_distances("objective-schedule", "tiny") == [32.5, 31.3, 32.2, 27.0, 28.0, 56.7]
+    assert paper_distances("sampling-steps") == [19.2, 3.19, 3.07, 3.05]
+    assert paper_distances("sampling-steps", "tiny") == paper_distances("sampling-steps", "small") == [3.19, 3.07, 3.05]
+    assert paper_distances("two-stage", "tiny")[:3] == [31.5, 2.92, None]
+
+
+@pytest.mark.parametrize("scale", ["tiny", "small"])
+@pytest.mark.parametrize("name", [name for name in names() if name != "two-stage"])
+def test_at_our_scales_the_papers_number_beside_a_trial_is_that_of_the_same_model(name: str, scale: Scale) -> None:
+    """The paper's trials may be more, and in another order."""
+
+    def model(experiment: Experiment) -> list[Any]:
+        return [getattr(experiment.diffusion, field) for field in ("objective", "schedule", "stop_gradient", "vlb_weight")]
+
+    request = AblationRequest(name=name, scale=scale)
+    papers = find_ablation(name).paper
+    for index, trial in enumerate(request.trials()):
+        if found := reported(request, index, TrialRecord(label=trial.label)):
+            theirs = [model(preset(each.preset, found.overrides)) for each in papers if found in find_preset(each.preset).results]
+            assert theirs == [model(trial.experiment)] * max(len(theirs), 1)
 
 
 def test_a_failed_trial_is_named_with_its_reason(tmp_path: Path) -> None:

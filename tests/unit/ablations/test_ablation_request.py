@@ -3,15 +3,24 @@
 import dataclasses
 import json
 import shlex
+from collections.abc import Iterable
 
 import pytest
 
+from components.ablations.directory import Plan
+from components.ablations.tracking import run_name
 from evaluation.ablations.definitions.cost import joint_cost, trial_cost
 from evaluation.ablations.definitions.paper import names
+from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
 from evaluation.ablations.definitions.request import DEFAULT_PRESET, OWN_GRID, AblationRequest, from_form, parse_grid
 from training.config.errors import UserError
+from training.config.experiment import Experiment
 from training.config.spacing import likelihood_spacing
 from training.cost.estimate import count_macs, estimate
+
+
+def _guided_by(step: int) -> tuple[str, ...]:
+    return ("evaluation.sampling.guidance_scale=2", f"evaluation.sampling.guidance_step={step}")
 
 
 @pytest.mark.parametrize("name", names())
@@ -85,6 +94,54 @@ def test_the_form_sets_the_objective_and_a_users_grid() -> None:
 def test_an_invalid_form_is_refused(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         from_form(*arguments).trials()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (
+            AblationRequest(name="mine", scale="tiny", preset="fashion-mnist-hybrid-cosine", grid={"optim.num_steps": [2400, 4800]}),
+            "the learning rate is 0 from update 2400 on, and training goes to optim.num_steps",
+        ),
+        (
+            AblationRequest(name="width", scale="tiny", overrides=("optim.lr_anneal_steps=100",)),
+            "the learning rate is 0 from update 100 on",
+        ),
+        (
+            AblationRequest(name="width", scale="tiny", overrides=_guided_by(30)),
+            "training stores no checkpoint of step 30 before its last one",
+        ),
+    ],
+)
+def test_a_training_that_a_command_of_its_own_would_refuse_is_no_trial(request_: AblationRequest, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        request_.trials()
+
+
+def test_a_run_that_was_trained_so_can_still_be_evaluated() -> None:
+    overrides = ("optim.lr_anneal_steps=100",)
+    AblationRequest(name="vlb-ratio", scale="tiny", overrides=overrides).trials()
+    named = {row.role: f"s3://bucket/runs/{row.role}" for row in REPRODUCTIONS["imagenet64-table1-1500k"].paper}
+    AblationRequest(name="imagenet64-table1-1500k", scale="paper", overrides=overrides, runs=named).trials()
+
+
+def test_a_sweep_makes_each_experiment_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of it asks for all trials, several times."""
+    calls, override = [], Experiment.override
+
+    def count(self: Experiment, overrides: Iterable[str]) -> Experiment:
+        calls.append(tuple(overrides))
+        return override(self, calls[-1])
+
+    monkeypatch.setattr(Experiment, "override", count)
+    grid = {"diffusion.vlb_weight": [number / 1e4 + 1e-7 for number in range(1, 21)]}  # which no other test has
+    request = AblationRequest(name="mine", scale="tiny", preset="digits-tiny-hybrid-cosine", grid=grid)
+    plan = Plan(request=request, items=[], parent_run_id="", parent_url="", tracking="", values={x.label: {} for x in request.trials()})
+    for trial in request.trials():
+        assert plan.trial(trial.label) is not None
+        run_name(request, trial)
+    assert request.key() == request.key()
+    assert len(calls) == len(set(calls)) == 20
 
 
 def test_the_form_sets_seeds_and_runs() -> None:

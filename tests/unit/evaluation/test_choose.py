@@ -13,6 +13,7 @@ from evaluation.records.result import EvaluationResult
 from evaluation.sampling.generate import NotFiniteError
 from evaluation.sampling.trained_model import ModelSpec
 from evaluation.selection.final_choice import Choice, choose_best
+from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
@@ -98,6 +99,22 @@ def test_a_removed_checkpoint_is_not_chosen(choice: Choice, own_run_uri: str, di
     checkpoint.remove(own_run_uri, {choice.step})
     assert choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS).step == 300 - choice.step
     assert len(read_history(own_run_uri)) == 2
+
+
+def test_scores_of_other_settings_do_not_keep_the_runs_own_best_checkpoint_from_the_choice(
+    choice: Choice, own_run_uri: str, digits_uri: str, reference_uri: str, experiment: Experiment
+) -> None:
+    """More samples give smaller distances: here those of the worse checkpoint, scored before the training went on with fewer."""
+    storage.write_bytes(f"{own_run_uri}/experiment.json", experiment.override(["evaluation.rescore_best=1"]).to_json().encode())
+    worse = 300 - choice.step
+    path = Path(score_uri(checkpoint.checkpoint_uri(own_run_uri, worse)))
+    score = json.loads(path.read_text())
+    for protocol in ({"num_samples": 6000}, {"reference": {**score["protocol"]["reference"], "num_images": 500}}):
+        earlier = {"scores": {"ema_0.99": 1e-3, "ema_0.995": 1e-3}, "protocol": {**score["protocol"], **protocol}}
+        path.write_text(json.dumps({**score, **earlier}))
+        found = choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS)
+        assert {item.candidate.step for item in found.candidates} == {100, 200}
+        assert found.step == choice.step
 
 
 def test_a_run_without_scores_has_no_choice(run_uri: str, digits_uri: str, reference_uri: str) -> None:

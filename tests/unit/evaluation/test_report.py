@@ -326,6 +326,23 @@ def test_the_report_of_a_run_is_made_from_its_directory(result: EvaluationResult
     assert "Distance during training" in html
 
 
+def test_the_figure_of_a_run_has_scores_of_one_protocol(result: EvaluationResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the settings with which the training went on; it began with more samples."""
+    storage.write_json(f"{tmp_path}/evaluations/final.json", result.to_dict())
+    for score, num_samples in zip(_history(), (600, 60, 60), strict=True):
+        protocol = {"num_samples": num_samples, "sampler": "DDIM, eta 0, 5 of 40 steps"}
+        storage.write_json(f"{tmp_path}/evaluations/step={score['step']:08d}.json", {**score, "protocol": protocol})
+    drawn: list[object] = []
+
+    def draw(history: Sequence[dict[str, object]], **_: object) -> str:
+        drawn.extend(score["step"] for score in history)
+        return ""
+
+    monkeypatch.setattr(figures, "distance_by_step", draw)
+    write_report(str(tmp_path))
+    assert drawn == [200, 300]
+
+
 def test_a_grid_keeps_every_pixel_as_a_square() -> None:
     images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     grid = grids.sample_grid(images, num_columns=3)

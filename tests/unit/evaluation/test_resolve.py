@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.records.run_directory import run_uri_of
 from evaluation.selection.resolve import ResolvedModel, resolve_model
 from training import storage
 from training.checkpoints import checkpoint
@@ -36,6 +37,39 @@ def test_a_runs_directory_resolves_to_the_chosen_weights(run_uri: str) -> None:
     assert (found.checkpoint_uri, found.weights) == (checkpoint.checkpoint_uri(run_uri, 200), "ema_0.99"), "of a copied run, its own"
     assert found.spec("model").weights == "model"
     assert found.spec().weights == "ema_0.99"
+
+
+def test_a_run_in_the_working_directory_is_found_by_its_own_name_and_by_that_of_its_checkpoint(
+    run_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_json(f"{run_uri}/result.json", {"data_uri": "d"})
+    monkeypatch.chdir(run_uri)
+    for name, uri in ((".", "./checkpoints/step=00000200"), ("checkpoints/step=00000100/", "checkpoints/step=00000100")):
+        found = resolve_model(name)
+        assert found == ResolvedModel(checkpoint_uri=uri, data_uri="d")
+        assert run_uri_of(found.checkpoint_uri) == "."
+
+
+def test_a_run_in_a_directory_named_checkpoints_is_a_run(run_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoints").mkdir()
+    Path(run_uri).rename("checkpoints/mine")
+    for name in ("checkpoints/mine", str(tmp_path / "checkpoints/mine")):
+        assert resolve_model(name).checkpoint_uri == f"{name}/checkpoints/step=00000200"
+
+
+@pytest.mark.parametrize(
+    ("uri", "run_uri"),
+    [
+        ("s3://b/runs/x/checkpoints/step=00000001/", "s3://b/runs/x"),
+        ("x/checkpoints//step=00000001", "x"),
+        ("./checkpoints/step=00000001", "."),
+        ("checkpoints/step=00000001", "."),
+        ("/checkpoints/step=00000001", "/"),
+    ],
+)
+def test_the_run_of_a_checkpoint_is_two_levels_above_it(uri: str, run_uri: str) -> None:
+    assert run_uri_of(uri) == run_uri
 
 
 def test_the_error_about_an_unknown_name_lists_the_possible_forms(tmp_path: Path) -> None:

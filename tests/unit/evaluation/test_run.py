@@ -10,17 +10,19 @@ import pytest
 import torch
 
 from components.steps.reference import make_reference
-from evaluation.distances.reference_statistics import compute_reference
+from evaluation.distances.reference_statistics import compute_reference, load_reference, save_reference
 from evaluation.evaluate.options import EvaluationOptions, require_own_name
 from evaluation.evaluate.preflight import preflight
 from evaluation.evaluate.run import evaluate, evaluate_once, keep_first
 from evaluation.features.extractors import load_extractor
 from evaluation.likelihood.split_likelihood import LikelihoodPlan, split_likelihood
 from evaluation.records.result import EvaluationResult
+from evaluation.records.run_directory import kept_images
 from evaluation.sampling import sample_set
 from evaluation.sampling.generate import Generated
 from evaluation.sampling.sample_set import SamplePlan, chunk_uri
 from evaluation.sampling.trained_model import ModelSpec
+from training import storage
 from training.checkpoints import checkpoint
 from training.checkpoints.checkpoint import CheckpointError
 from training.config.errors import UserError
@@ -152,6 +154,11 @@ def test_invalid_options_are_refused_before_the_first_draw(run_uri: str, digits_
     other_split = compute_reference(f"{digits_uri}/test", load_extractor("digits-classifier"), str(tmp_path / "test.npz"))
     with pytest.raises(UserError, match="split: 'test', not 'train'"):
         evaluate(uri, digits_uri, other_split.uri)
+    reference = load_reference(reference_uri)
+    assert reference.provenance is not None
+    save_reference(str(tmp_path / "adopted.npz"), reference.features, reference.provenance, images_uri=str(tmp_path / "adm.npz"))
+    with pytest.raises(UserError, match=r"adm\.npz: the real images of .*adopted\.npz are not there, and kid compare with them"):
+        evaluate(uri, digits_uri, str(tmp_path / "adopted.npz"), options=EvaluationOptions(metrics=("kid",)))
     assert set(Path(run_uri).rglob("*")) == before
 
 
@@ -167,7 +174,8 @@ def test_label_agreement_is_refused_for_an_unconditional_model(
 
 
 @pytest.mark.parametrize(
-    "name", ["final", "choice", "step=00000200", "choose-00000200-ema_0.99", "nightly-2026", "compare-x", "ancestral-5", "ensemble"]
+    "name",
+    ["final", "choice", "step=00000200", "choose-00000200-ema_0.99", "nightly-2026", "compare-x", "ancestral-5", "images-25k", "ensemble"],
 )
 def test_a_users_result_can_not_have_a_name_that_pipelines_and_studies_use(name: str) -> None:
     with pytest.raises(UserError, match="is reserved for results of pipelines and studies"):
@@ -248,6 +256,15 @@ def test_images_that_a_result_keeps_outlive_another_evaluation_by_the_same_plan(
     other = evaluate(checkpoint.checkpoint_uri(run_uri, 200), digits_uri, reference_uri, options=again)
     assert (other.distance, other.images_uri) == (kept.distance, "")
     assert sum(len(images) for _, images, _ in sample_set.read(kept.images_uri)) == 40
+
+
+def test_the_scores_of_checkpoints_are_not_read_for_the_images_that_results_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("step=00000100", "step=00000200", "mine"):
+        storage.write_json(f"{tmp_path}/evaluations/{name}.json", {"images_uri": f"{tmp_path}/samples/images-{name}"})
+    uris, read = [], storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: (uris.append(uri), read(uri))[1])
+    assert kept_images(str(tmp_path)) == {f"{tmp_path}/samples/images-mine/"}
+    assert uris == [f"{tmp_path}/evaluations/mine.json"]
 
 
 def test_the_images_that_are_searched_for_copies_hold_no_others_in_memory() -> None:

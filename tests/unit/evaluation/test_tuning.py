@@ -8,12 +8,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import optuna
 import pytest
 
 from components.steps.runs import identify
+from components.tuning.report import log_trials
 from components.tuning.steps import _run_trial
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.tuning.optimiser import Pruner, suggest
@@ -168,7 +170,7 @@ def test_more_trials_are_the_same_tuning_and_another_seed_is_another() -> None:
 
 
 def test_a_run_that_was_scored_by_another_protocol_is_no_trial_among_the_others(digits_uri: str, tmp_path: Path) -> None:
-    """No key of a run has what scores it, so more samples for the same experiment find the run with its few."""
+    """A run's directory may have scores by other settings than those of the trials."""
     places = {"data_uri": digits_uri, "storage_root_uri": str(tmp_path)}
     params: dict[str, Any] = {RATE: 0.002, DROPOUT: 0.0, WIDTH: "32"}
     experiment = REQUEST.trial(params)
@@ -193,3 +195,32 @@ def test_a_trial_whose_learning_rate_would_be_0_before_its_end_is_refused() -> N
     assert request.trial({"optim.num_steps": 2400}).optim.num_steps == 2400
     with pytest.raises(UserError, match="the learning rate is 0 from update 2400 on, and training goes to"):
         request.trial({"optim.num_steps": 2401})
+
+
+def test_a_field_that_the_objective_does_not_use_is_not_searched() -> None:
+    weight = "diffusion.vlb_weight"
+    for word in (f"{weight}=log:0.001..0.1", f"{weight}=[0.001,0.1]"):  # the first value is the one of every experiment
+        with pytest.raises(UserError, match="only objective 'hybrid' uses it"):
+            TuneRequest(preset="digits-tiny-simple-cosine", search=(word,), trials=2).axes()
+
+
+def test_a_trial_whose_objective_does_not_use_another_searched_field_is_refused_with_that_reason() -> None:
+    weight = "diffusion.vlb_weight"
+    request = TuneRequest(preset=REQUEST.preset, search=("diffusion.objective=[hybrid,vlb]", f"{weight}=log:0.001..0.1"), trials=2)
+    assert len(request.axes()) == 2
+    assert read_experiment_file(request.as_file({"diffusion.objective": "hybrid", weight: 0.01})).diffusion.vlb_weight == 0.01
+    with pytest.raises(UserError, match=f"{weight}: only objective 'hybrid' uses it, and diffusion.objective is 'vlb'"):
+        request.trial({"diffusion.objective": "vlb", weight: 0.01})
+
+
+def test_a_trial_that_failed_and_ran_again_changes_the_best_of_the_later_ones() -> None:
+    tracked = Mock()
+    records = [TrialRecord(number=number, params={}, state="complete", score=score) for number, score in ((2, 6.0), (0, 7.0))]
+    log_trials(tracked, [*records, TrialRecord(number=1, params={}, state="failed")])
+    log_trials(tracked, [*records, TrialRecord(number=1, params={}, state="complete", score=4.0)])
+    before, now = (call.args[0] for call in tracked.correct_metrics.call_args_list)
+    assert before == {
+        **{("trial_score", 0): 7.0, ("trial_score", 2): 6.0},
+        **{("best_score", 0): 7.0, ("best_score", 1): 7.0, ("best_score", 2): 6.0},
+    }
+    assert now == before | {("trial_score", 1): 4.0, ("best_score", 1): 4.0, ("best_score", 2): 4.0}

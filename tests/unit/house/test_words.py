@@ -1,10 +1,10 @@
-"""The house's language: names are the field's terms, and a docstring begins with what a thing does or is."""
+"""The house's language: names are the field's terms, a docstring begins with what a thing does or is, and text files are UTF-8."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,9 @@ _FORBIDDEN_NAMES = {
     "plain_word": "format_value",
     "nothing": "an explicit value",
 }
+_TEXT_MODE = re.compile(r"[rwax]t?\+?")
+_OPENERS = ("open", "fdopen", "TemporaryFile", "NamedTemporaryFile")
+Check = Callable[[str, str], list[str]]
 _RIDDLES = re.compile(r"(Of|What|Whether|Where|How|Who|Why|Which|That|As|By|On|In|To)\b")
 
 
@@ -73,12 +76,26 @@ def riddles(path: str, source: str) -> list[str]:
     return [f"{path}:{node.lineno}: '{str(node.value).splitlines()[0]}'" for node in docstrings if _RIDDLES.match(str(node.value))]
 
 
-def test_no_definition_has_a_private_name() -> None:
-    assert [line for path in _sources() for line in private_names(str(path.relative_to(_ROOT)), path.read_text())] == []
+def texts_of_unknown_encoding(path: str, source: str) -> list[str]:
+    """Return each call that reads or writes text in the encoding of the machine's locale: in a container that may be ASCII."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(each.arg == "encoding" for each in node.keywords):
+            continue
+        function = node.func
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        of_path = isinstance(function, ast.Attribute) and name == "open"  # whose first argument is the mode
+        modes = [str(each.value) for each in node.args[: 1 if of_path else 2] if isinstance(each, ast.Constant)]
+        is_text = any(_TEXT_MODE.fullmatch(mode) for mode in modes)
+        reads = isinstance(function, ast.Attribute) and name in ("read_text", "write_text")
+        if reads or (name in _OPENERS and is_text) or (isinstance(function, ast.Name) and name == "open" and len(node.args) < 2):
+            found.append(f"{path}:{node.lineno}: '{ast.unparse(node)}' has no encoding")
+    return found
 
 
-def test_no_docstring_begins_with_a_riddle() -> None:
-    assert [line for path in _sources() for line in riddles(str(path.relative_to(_ROOT)), path.read_text())] == []
+@pytest.mark.parametrize("check", [private_names, riddles, texts_of_unknown_encoding])
+def test_no_source_breaks_a_rule_of_the_house(check: Check) -> None:
+    assert [line for path in _sources() for line in check(str(path.relative_to(_ROOT)), path.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize(
@@ -88,8 +105,20 @@ def test_no_docstring_begins_with_a_riddle() -> None:
         (private_names, "def _patiently() -> None:\n    pass"),
         (riddles, 'def f() -> None:\n    """Whether it is so."""'),
         (riddles, '"""Of every pipeline."""'),
+        (texts_of_unknown_encoding, "path.read_text()"),
+        (texts_of_unknown_encoding, "path.write_text(text)"),
+        (texts_of_unknown_encoding, "path.open('a+')"),
+        (texts_of_unknown_encoding, "open(name)"),
+        (texts_of_unknown_encoding, "os.fdopen(number, 'w')"),
+        (texts_of_unknown_encoding, "tempfile.TemporaryFile('w+', errors='replace')"),
     ],
 )
-def test_both_checks_find_what_they_are_for(check: object, source: str) -> None:
-    assert callable(check)
+def test_each_check_finds_what_it_is_for(check: Check, source: str) -> None:
     assert len(check("x.py", source)) == 1
+
+
+@pytest.mark.parametrize(
+    "source", ["path.open('rb')", "os.open(path, os.O_RDONLY)", "Image.open(stream)", "open(name, 'rb')", "read_text(name)"]
+)
+def test_bytes_have_no_encoding(source: str) -> None:
+    assert texts_of_unknown_encoding("x.py", source) == []

@@ -15,6 +15,7 @@ from evaluation.distances.reference_statistics import (
     import_statistics,
     load_reference,
     moments_of,
+    provenance_of,
     reference_name,
 )
 from evaluation.features.extractors import load_extractor
@@ -108,6 +109,25 @@ def test_foreign_statistics_are_refused_until_their_provenance_is_declared(tmp_p
     assert vouched.features.num_images == 50_000
     with pytest.raises(UserError, match="extractor: 'inception', not 'digits-classifier'"):
         vouched.require(extractor=extractor)
+
+
+def test_statistics_of_another_number_of_features_are_refused_whatever_is_declared(digits_uri: str, tmp_path: Path) -> None:
+    extractor = load_extractor("digits-classifier")
+    np.savez(tmp_path / "edm.npz", mu=np.zeros(32), sigma=np.eye(32))
+    declared = provenance_of(read_manifest(f"{digits_uri}/train"), extractor)
+    reference = import_statistics(str(tmp_path / "edm.npz"), str(tmp_path / "ours.npz"), declared)
+    with pytest.raises(UserError, match="has 32 features, digits-classifier has 64; take statistics of"):
+        reference.require(extractor=extractor)
+
+
+def test_the_images_of_adopted_statistics_are_found_from_another_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    np.savez("adm.npz", mu=np.zeros(4), sigma=np.eye(4), arr_0=np.zeros((2, 8, 8, 3), np.uint8))
+    import_statistics("adm.npz", "ours.npz", _provenance())
+    monkeypatch.chdir(tmp_path / "there")
+    assert npz.batch_shape(load_reference("../here/ours.npz").images_uri) == (2, 8, 8, 3)
 
 
 def test_adm_reference_batches_are_read_with_their_spatial_statistics(tmp_path: Path) -> None:

@@ -151,6 +151,48 @@ def test_a_changed_library_begins_no_new_baseline_and_is_said() -> None:
     assert judgement.changed_versions == ("torch 2.9 -> 3.0",)
 
 
+def _of(step: int) -> dict[str, str]:
+    return {**PROTOCOL, "checkpoint": f"step {step}, ema_0.99"}
+
+
+def test_each_checkpoint_of_a_run_has_a_baseline_of_its_own() -> None:
+    """Two schedules check two of them, and the first one becomes worse."""
+    nights = [
+        a_night(day + hour / 24, distance, protocol=_of(step))
+        for day, scores in enumerate(zip([*HEALTHY, 4.0], [7.0] * 6, strict=True))
+        for hour, step, distance in zip((0, 1), (100, 200), scores, strict=True)
+    ]
+    history = History(nights=tuple(nights))
+    bad, other = judge(history.until("night-5.0")), judge(history)
+    assert (bad.direction, bad.baseline_reason, len(bad.nights)) == (1, "", 6)
+    assert (other.direction, len(other.nights)) == (0, 6)
+    assert judge(history, "step 100, ema_0.99").text == bad.text
+
+
+def test_a_check_of_another_checkpoint_leaves_the_baseline_alone() -> None:
+    healthy = history_of(HEALTHY, protocol=_of(100)).with_night(a_night(4.5, 99.0, protocol=_of(200)))
+    once = judge(healthy)
+    assert (once.direction, len(once.nights)) == (0, 1)
+    assert once.baseline_reason == "the nights of step 200, ema_0.99 begin on 2026-01-05, after nights of step 100, ema_0.99"
+    judgement = judge(healthy.with_night(a_night(5, 5.0, protocol=_of(100))))
+    assert (judgement.direction, judgement.baseline_reason, len(judgement.nights)) == (1, "", 6)
+
+
+def test_a_model_that_moves_to_another_checkpoint_and_back_finds_its_baseline_again() -> None:
+    history = history_of(HEALTHY, protocol=_of(100))
+    for day in range(5, 8):
+        history = history.with_night(a_night(day, 7.0, protocol=_of(200)))
+    assert len(judge(history).nights) == 3
+    assert judge(history.with_night(a_night(8, 5.0, protocol=_of(100)))).direction == 1
+
+
+def test_scores_without_a_protocol_are_those_of_the_first_checkpoint_that_is_named() -> None:
+    history = history_of(HEALTHY, protocol=None).with_night(a_night(5, 3.0, protocol=_of(100)))
+    assert len(judge(history).nights) == 6
+    assert len(judge(history.with_night(a_night(6, 9.0, protocol=_of(200)))).nights) == 1
+    assert len(judge(history_of(HEALTHY, protocol=None), "step 200, ema_0.99").nights) == 5, "none is named"
+
+
 def test_scores_of_earlier_versions_without_a_protocol_are_compared() -> None:
     old = history_of([3.0, 3.1, 2.9], protocol=None, standard_error=None, versions={})
     assert judge(old.with_night(a_night(3, 9.0))).direction == 1

@@ -1,5 +1,6 @@
 """The device of evaluation, and smaller batches when its memory is too small."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from evaluation.likelihood.estimate import likelihood_parts
 from evaluation.records.devices import choose_device, default_batch_size, full_precision, sampling_batch_size
 from evaluation.sampling.draw import DrawRequest, draw_images
 from evaluation.sampling.generate import concatenated, generate
-from evaluation.sampling.learned_steps import learn_and_store
-from evaluation.sampling.reverse_variance import estimate_and_store
+from evaluation.sampling.learned_steps import learn_and_store, learn_steps
+from evaluation.sampling.reverse_variance import estimate, estimate_and_store
+from evaluation.sampling.sample_set import plan_samples
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_model
+from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, LikelihoodForm, SamplingConfig
@@ -54,7 +57,9 @@ def test_auto_is_the_cpu_without_a_gpu() -> None:
     assert choose_device("cpu") == "cpu"
 
 
-@pytest.mark.parametrize(("name", "message"), [("cuda:99", "there is no device 'cuda:99' here"), ("gpu", "'gpu' is not a device")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("cuda:99", "there is no device 'cuda:99' here"), ("gpu", "'gpu' is not a device"), ("mps", "'mps' is not")]
+)
 def test_a_missing_device_is_refused_with_its_name(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         choose_device(name)
@@ -87,9 +92,59 @@ def test_images_are_the_same_in_the_smaller_batches_of_a_small_device(model: Tra
     assert int((torch.cat(parts).int() - whole).abs().max()) <= 1
 
 
-def test_a_device_without_memory_for_one_image_is_refused(model: TrainedModel) -> None:
-    with pytest.raises(UserError, match="no memory for a single image"):
-        next(generate(_on_small_device(model, room=0), num_images=3, seed=1, sampling=_SAMPLING))
+def test_a_device_without_memory_for_one_image_is_refused(model: TrainedModel, digits_uri: str) -> None:
+    small = _on_small_device(model, room=0)
+    for work in (
+        lambda: next(generate(small, num_images=3, seed=1, sampling=_SAMPLING)),
+        lambda: learn_steps(small, 4, num_images=3),
+        lambda: estimate(small, digits_uri, num_images=3),
+    ):
+        with pytest.raises(UserError, match="no memory for a single image"):
+            work()
+
+
+def test_learned_steps_and_variances_are_the_same_in_the_smaller_batches_of_a_small_device(model: TrainedModel, digits_uri: str) -> None:
+    """The memory ends in the middle of a batch; float32 networks round otherwise in other batches, by some 1e-6 of a value each time."""
+    refused = []
+
+    def late(x_t: Tensor, timesteps: Tensor, **conditioning: Tensor) -> Tensor:
+        if len(x_t) > 3 and timesteps[0] > 0:
+            refused.append(len(x_t))
+            raise torch.OutOfMemoryError("no room")
+        return model.network(x_t, timesteps, **conditioning)
+
+    model = dataclasses.replace(model, experiment=model.experiment.override(["diffusion.num_timesteps=10"]))
+    small = dataclasses.replace(model, network=late)
+    steps, same_steps = (learn_steps(each, 4, num_images=8) for each in (model, small))
+    assert refused == [8, 4]
+    assert same_steps.timesteps == steps.timesteps
+    assert (same_steps.error, same_steps.even_error) == pytest.approx((steps.error, steps.even_error), rel=1e-4)
+    variance, same_variance = (estimate(each, digits_uri, num_images=10) for each in (model, small))
+    assert refused[2:] == [10, 5]
+    for name in ("optimal", "analytic"):
+        assert same_variance.errors_of(name) == pytest.approx(variance.errors_of(name), rel=1e-4)
+
+
+def test_steps_and_variances_of_a_draw_are_found_in_batches_of_its_size(run_uri: str, digits_uri: str) -> None:
+    sizes = set()
+
+    def network(x_t: Tensor, timesteps: Tensor, **conditioning: Tensor) -> Tensor:
+        sizes.add(len(x_t))
+        return torch.cat([torch.zeros_like(x_t)] * 2, 1)
+
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 200))
+    model = spec.load()
+    model = dataclasses.replace(model, network=network, experiment=model.experiment.override(["diffusion.num_timesteps=10"]))
+    storage.write_json(f"{run_uri}/result.json", {"data_uri": digits_uri})
+    sampling = SamplingConfig(spacing="learned:3", variance="optimal")
+    next(generate(model, num_images=2, seed=0, sampling=sampling, batch_size=20))
+    assert max(sizes) == 20
+    for directory in ("learned_steps", "reverse_variance"):
+        storage.delete_prefix(f"{run_uri}/{directory}")
+    plan_samples(
+        spec, model, num_images=2, seed=0, sampling=sampling, labels="balanced", class_counts=(), data_uri=digits_uri, batch_size=30
+    )
+    assert max(sizes) == 30
 
 
 def test_the_likelihood_is_the_same_in_the_halved_batches_of_a_small_device(model: TrainedModel) -> None:

@@ -168,6 +168,24 @@ def test_an_earlier_checkpoint_guides(model: TrainedModel, kept_run_uri: str) ->
     assert torch.equal(_images(model, 4, by_it), _images(earlier, 4, _DDIM))
 
 
+def test_the_checkpoint_that_guides_is_read_once_for_all_chunks_and_again_for_a_model_that_is_loaded_again(
+    run_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def noted(uri: str, *args: object, **kwargs: object) -> TrainedModel:
+        loaded.append(checkpoint.step_of(uri))
+        return load_model(uri, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("evaluation.sampling.generate.load_model", noted)
+    guided = SamplingConfig(method="ddim", spacing="2", guidance_scale=2.0, guidance_step=100)
+    for _ in range(2):
+        model = load_model(checkpoint.checkpoint_uri(run_uri, 200))
+        for start in range(3):
+            _images(model, 1, guided, start=start)
+    assert loaded == [100, 100]
+
+
 def test_a_model_that_saw_every_label_cannot_guide_itself(model: TrainedModel) -> None:
     with pytest.raises(UserError, match=r"model\.label_dropout=0\.1, or give the guidance_step"):
         _images(model, 1, SamplingConfig(guidance_scale=2.0))

@@ -55,7 +55,7 @@ def test_the_chosen_steps_come_closer_to_the_fine_path_than_even_ones(model: Tra
 
 
 def test_large_images_are_drawn_in_parts_that_give_the_same_errors(model: TrainedModel) -> None:
-    """Images of 256 pixels are 16 at a time; the errors of all are the root of the mean of the squares."""
+    """The errors of all are the root of the mean of the squares."""
     experiment = model.experiment.override(["data.image_size=256", "model.attention_resolutions=128", "diffusion.num_timesteps=10"])
     oracle = GaussianOracle(make_process(experiment.diffusion), std=0.1, mean=0.2)
     sizes = set()
@@ -65,9 +65,10 @@ def test_large_images_are_drawn_in_parts_that_give_the_same_errors(model: Traine
         return oracle(x_t, timesteps)
 
     large = dataclasses.replace(model, experiment=experiment, network=network)
-    whole, first, last = (step_errors(large, (1, 5, 9), torch.arange(*part), 0) for part in ((20,), (16,), (16, 20)))
+    batches = large.batches(16)
+    whole, first, last = (step_errors(large, (1, 5, 9), torch.arange(*part), 0, batches) for part in ((20,), (16,), (16, 20)))
     torch.testing.assert_close(whole, (0.8 * first**2 + 0.2 * last**2).sqrt())
-    learn_steps(large, 2, num_images=17)
+    learn_steps(large, 2, num_images=17, batch_size=16)
     assert sizes == {16, 4, 1}
 
 

@@ -18,6 +18,8 @@ from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.preflight import preflight
 from evaluation.likelihood.bits_per_dim import merge
 from evaluation.likelihood.estimate import likelihood_parts
+from evaluation.sampling import reverse_variance
+from evaluation.sampling.draw import DrawRequest, draw_images
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.reverse_variance import (
     ReverseVariance,
@@ -120,13 +122,32 @@ def test_an_estimate_that_is_missing_is_made_on_the_data_of_the_training(model: 
     assert len(storage.list_uris(f"{run_uri}/reverse_variance")) == 1
 
 
+def test_an_estimate_that_is_missing_is_made_on_the_data_that_is_named(
+    model: TrainedModel, run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reverse_variance, "estimate", lambda model, data_uri, **_: estimate(model, data_uri, num_images=2))
+    storage.write_json(f"{run_uri}/result.json", {"data_uri": "the/training/had/another"})
+    spec = ModelSpec(checkpoint_uri=model.checkpoint_uri, weights=model.weights)
+    request = DrawRequest(model=spec, num_images=2, seed=0, sampling=OPTIMAL, data_uri=digits_uri)
+    ways = (
+        lambda: draw_images(request, str(tmp_path / "set"), tmp_path / "grid.png"),
+        lambda: preflight(spec, digits_uri, reference_uri, EvaluationOptions(sampling=OPTIMAL, likelihood=False)),
+        lambda: preflight(spec, digits_uri, reference_uri, EvaluationOptions(likelihood_form="learned", likelihood_num_images=2)),
+    )
+    for way in ways:
+        way()
+        (uri,) = storage.list_uris(f"{run_uri}/reverse_variance")
+        assert storage.read_json(uri)["data_uri"] == digits_uri
+        storage.delete(uri)
+
+
 def test_another_estimate_changes_the_identity_of_what_was_made_with_it_and_of_nothing_else(
     model: TrainedModel, run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path
 ) -> None:
     spec, trial = ModelSpec(checkpoint_uri=model.checkpoint_uri, weights=model.weights), find_trial_model(run_uri)
 
     def plan(sampling: SamplingConfig) -> SamplePlan:
-        counts = {"class_counts": (), "train_uri": f"{digits_uri}/train"}
+        counts = {"class_counts": (), "data_uri": digits_uri}
         return plan_samples(spec, model, num_images=2, seed=0, sampling=sampling, labels="balanced", **counts)  # type: ignore[arg-type]
 
     def card(form: LikelihoodForm) -> dict[str, Any]:

@@ -239,7 +239,7 @@ def test_unsuitable_files_are_refused_with_their_names(samples: str, adm_referen
         score_batch(samples, reference_uri, extractor="digits-classifier", metrics=("precision_recall",))
     other = str(tmp_path / "other.npz")
     npz.write_arrays(other, {"mu": np.zeros(5), "sigma": np.eye(5)})
-    with pytest.raises(UserError, match="5 and 64 dimensions"):
+    with pytest.raises(UserError, match=r"other\.npz has statistics of 5 dimensions, and digits-classifier has 64"):
         score_batch(samples, other, extractor="digits-classifier")
     with pytest.raises(UserError, match="samples of our own models"):
         score_batch(samples, adm_reference, extractor="digits-classifier", metrics=("label_agreement",))
@@ -322,3 +322,18 @@ def test_a_batch_is_counted_once(samples: str, adm_reference: str, monkeypatch: 
     monkeypatch.setattr(npz, "batch_shape", lambda uri: counted.append(uri) or shape(uri))
     score_batch(samples, adm_reference, extractor="digits-classifier")
     assert counted == [samples]
+
+
+@pytest.mark.parametrize("with_images", ["samples", "reference"])
+def test_statistics_of_another_dimension_are_refused_before_any_features_are_computed(
+    with_images: str, samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compute(*_: object) -> None:
+        raise AssertionError("features were computed")
+
+    monkeypatch.setattr(DigitsExtractor, "__call__", compute)
+    other = str(tmp_path / "other.npz")
+    _write_statistics(other, FeatureStatistics(mean=torch.zeros(2048).double(), covariance=torch.eye(2048).double()))
+    files = (samples, other) if with_images == "samples" else (other, samples)
+    with pytest.raises(UserError, match=r"other\.npz has statistics of 2048 dimensions, and digits-classifier has 64"):
+        score_batch(*files, extractor="digits-classifier")

@@ -61,6 +61,14 @@ def test_rescoring_all_chooses_the_same_as_full_scoring_even_if_the_scores_misle
         assert ("another decay" if one.same_checkpoint else "another checkpoint") in as_study(one).text
 
 
+def test_scores_of_other_settings_are_no_part_of_a_replay(scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    uri = score_uri(checkpoint.checkpoint_uri(scored_run_uri, 100))
+    score = storage.read_json(uri)
+    storage.write_json(uri, {**score, "protocol": {**score["protocol"], "num_samples": 600}})
+    with pytest.raises(UserError, match="only 1 remain"):
+        replay(scored_run_uri, digits_uri, reference_uri)
+
+
 def test_a_run_without_scores_is_refused(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="only 0 remain"):
         replay(run_uri, digits_uri, reference_uri)
