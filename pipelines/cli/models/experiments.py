@@ -102,8 +102,7 @@ def _print_cost(found: Cost) -> None:
     for line in _bases(found):
         print(line)
     sizes = {
-        name: f"{value:,} images" if "microbatch" in name else format_bytes(value)
-        for name, value in found.to_dict()["memory"].items()
+        name: f"{value:,} images" if "microbatch" in name else format_bytes(value) for name, value in found.to_dict()["memory"].items()
     }
     memory = [f"{name.replace('_', ' ')} {value}" for name, value in sizes.items()]
     print("memory in training: " + ", ".join(memory))
