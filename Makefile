@@ -17,6 +17,7 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 same-python:
+	@[ -z "$(PYTHON)" ] || "$(PYTHON)" $(PRINT_VERSION) >/dev/null 2>&1 || { echo "setup: $(PYTHON) is no Python that runs; name another one" >&2; exit 1; }
 	@[ -z "$(PYTHON)" ] || [ ! -x $(BIN)/python ] || [ "$$("$(PYTHON)" $(PRINT_VERSION) 2>&1)" = "$$($(BIN)/python $(PRINT_VERSION))" ] || \
 	  { echo "setup: .venv has another Python than $(PYTHON); delete .venv, then the same command makes it with that one" >&2; exit 1; }
 

@@ -85,8 +85,8 @@ def leased(
 ) -> Iterator[None]:
     """Hold the lease of a run's directory within the block; wait first while another owner holds it.
 
-    A lease is free once it is released, its process on this machine is gone, a retry of the owner's own step asks for it, or it
-    has not been renewed for `times.abandoned`. Where the storage was away for so long, it is lost only if somebody else has taken it.
+    A lease is free once it is released, its process of this boot of this machine is gone, a retry of the owner's own step asks for it,
+    or it has not been renewed for `times.abandoned`. Where the storage was away for so long, it is lost only if somebody else has taken it.
 
     Args:
         owner: See `Lease`.

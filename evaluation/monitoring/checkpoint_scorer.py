@@ -245,13 +245,14 @@ def comparable(history: Iterable[_Score], evaluation: EvaluationConfig) -> list[
     """Return the scores that were taken by these settings; scores of earlier versions, which say less, are among them.
 
     A run's directory can have scores of other settings too, where a training went on with others: those of fewer samples are larger.
-    No score says how many images the data set has: it has as many as the largest reference of the history, or more.
+    Where no score has a reference of as many images as wanted (the data set has fewer, a given reference more), the largest one counts.
     """
     history = list(history)
     sampling = as_plain_fields(evaluation.scoring_sampling)
     defaults = as_plain_fields(SamplingConfig())
-    largest = max((_num_reference_images(score) or 0 for score in history), default=0)
-    num_reference_images = min(evaluation.num_reference_images or largest, largest)
+    counts = {_num_reference_images(score) or 0 for score in history} | {0}
+    wanted = evaluation.num_reference_images
+    num_reference_images = wanted if wanted in counts else max(counts)
 
     def is_comparable(score: Mapping[str, Any]) -> bool:
         protocol = score.get("protocol", {})

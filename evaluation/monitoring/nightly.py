@@ -271,7 +271,7 @@ def read_history(run_uri: str) -> History | None:
 
 
 def write_history(run_uri: str, history: History) -> None:
-    """Write a model's history. Two checks of one model must not write at once; a schedule runs one at a time."""
+    """Write a run's history. Two checks of one run must not write at once: a schedule runs one at a time, two schedules may not."""
     storage.write_bytes(storage.join(run_uri, HISTORY), adapter(History).dump_json(history, indent=2))
 
 

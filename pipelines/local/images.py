@@ -46,14 +46,16 @@ def held_out(source: str) -> dict[str, int]:
 def require_sources(sources: Iterable[str]) -> None:
     """Refuse sources that are not there, before services are started for them; an empty one is the data set's own.
 
+    One in S3 is left to its preparation, as it may be in this machine's S3, which is not started yet.
+
     Raises:
         UserError: There is no such source.
     """
-    from pipelines.services import services
+    from training.data.sources.catalog import open_splits
 
-    for source in filter(None, sources):
-        services.connect()
-        held_out(source)
+    for source in sources:
+        if source and "s3://" not in source:
+            open_splits(source)
 
 
 def preparation(data_options: str, source: str) -> dict[str, Any]:

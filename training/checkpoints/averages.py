@@ -79,7 +79,12 @@ def find_or_rebuild(run_uri: str, *, decay: float, step: int, max_error: float =
         if step in checkpoint.steps(candidate):
             break
     else:
-        uri = rebuild_average(run_uri, directory, decay=decay, step=step, max_error=max_error)["checkpoint_uri"]
+        uri = checkpoint.checkpoint_uri(directory, step)
+        try:
+            rebuild_average(run_uri, directory, decay=decay, step=step, max_error=max_error)
+        except checkpoint.CheckpointError:
+            if step not in checkpoint.steps(directory):  # else another process has made it meanwhile
+                raise
     error = float(checkpoint.load(uri, "state.json")["rebuilt"]["error"])
     if error > max_error:  # an earlier call allowed a larger error
         raise ReconstructionError(f"the rebuilt average of decay {decay:g} at step {step} is off by {error:.2%} (allowed: {max_error:.2%})")

@@ -14,7 +14,7 @@ import typer
 
 from pipelines.cli import options
 from pipelines.cli.services import connect
-from pipelines.local.images import absolute, held_out
+from pipelines.local.images import absolute, held_out, require_sources
 from training import storage
 from training.config.errors import UserError
 
@@ -159,11 +159,12 @@ def _own_images(images: str, words: Sequence[str] = ()) -> list[str]:
     if any(word.startswith("data_source=") for word in words):
         raise UserError("--images and --param data_source both name the images; give one of them")
     address = absolute(images)
-    connect()
-    options_of_data = json.dumps(held_out(address))  # refuses images that are not there, whether it is needed or not
     found = [f"data_source={address}"]
-    if not any(word.startswith("data_options=") for word in words):
-        found.append(f"data_options={options_of_data}")
+    if any(word.startswith("data_options=") for word in words):
+        require_sources([address])
+    else:
+        connect()
+        found.append(f"data_options={json.dumps(held_out(address))}")
     return found
 
 

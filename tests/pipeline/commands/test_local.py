@@ -18,9 +18,10 @@ from PIL import Image
 
 from evaluation.ablations.definitions.request import AblationRequest
 from pipelines.cli.paper.reproduce import _show
-from pipelines.local.images import held_out
+from pipelines.local.images import held_out, require_sources
 from pipelines.local.run import PipelineError, run_pipeline
 from pipelines.local.training import _progress, train_here
+from training.config.errors import UserError
 
 _TOY = Path(__file__).with_name("toy_run.py")
 
@@ -172,6 +173,14 @@ def test_every_tenth_image_of_ones_own_is_held_out_unless_there_are_test_images(
     Image.new("L", (8, 8)).save(tmp_path / "all" / "test" / "0.png")
     assert held_out(str(tmp_path / "all")) == {}
     assert held_out("") == held_out("digits") == held_out(f"cifar10:{tmp_path}") == {}
+
+
+def test_a_source_in_s3_is_left_to_the_preparation_as_this_machines_s3_may_not_run_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    require_sources(["s3://iddpm/photos", "cifar10:s3://iddpm/cifar10", "digits", ""])
+    with pytest.raises(UserError, match=r"there is no source 'a\.zip'"):
+        require_sources(["a.zip"])
 
 
 def test_no_more_images_are_held_out_than_the_classes_allow(tmp_path: Path) -> None:

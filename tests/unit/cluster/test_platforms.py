@@ -216,7 +216,7 @@ def test_the_backup_is_uploaded_under_its_date(tmp_path: Path) -> None:
 
 def _postgresql_programs() -> Path:
     """Return the folder of the programs of Debian's package postgresql."""
-    return max(Path("/usr/lib/postgresql").glob("*/bin"))
+    return max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3])).parent
 
 
 @pytest.fixture

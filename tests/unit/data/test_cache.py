@@ -216,6 +216,8 @@ def test_a_cache_below_the_home_directory_is_there_and_not_in_a_directory_named_
     Loader("data", seed=0, global_batch_size=8, cache_dir="~/cache")
     assert {path.name for path in tmp_path.iterdir()} == {"data", "home"}
     assert any((tmp_path / "home" / "cache").iterdir())
+    with pytest.raises(UserError, match="cache_dir ~nobody-here/x: there is no home directory of that user"):
+        Loader("data", seed=0, global_batch_size=8, cache_dir="~nobody-here/x")
 
 
 def test_the_data_of_a_loader_is_not_evicted_while_it_exists(tmp_path):

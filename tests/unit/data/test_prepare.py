@@ -506,7 +506,10 @@ def test_a_manifest_that_was_edited_does_not_pass(damaged):
         with pytest.raises(UserError, match="contradicts the other fields; the manifest is damaged"):
             load(damaged, damaged / "cache")
     (damaged / "manifest.json").write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(UserError, match="schema version 2, but this program reads 1"):
+    with pytest.raises(UserError, match=r"schema version 2, but this program reads 1; a later release made it, so use that one"):
+        read_manifest(str(damaged))
+    (damaged / "manifest.json").write_text(text.replace('"schema_version": 1', '"schema_version": 0'))
+    with pytest.raises(UserError, match=r"schema version 0, but this program reads 1; delete .* and prepare the data set again"):
         read_manifest(str(damaged))
     (damaged / "manifest.json").write_text(text[:100])
     with pytest.raises(UserError, match="is not JSON"):

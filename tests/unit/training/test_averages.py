@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from training.checkpoints import checkpoint
+from training.checkpoints import averages, checkpoint
 from training.checkpoints.averages import find_or_rebuild, initial_weights, keep_snapshot, rebuild_average, snapshots
 from training.config import presets
 from training.config.errors import UserError
@@ -24,7 +25,9 @@ EXPERIMENT = presets.preset(
 )
 
 
-def test_a_rebuilt_average_is_a_checkpoint_that_equals_the_average_kept_in_training(tmp_path: Path) -> None:
+def test_a_rebuilt_average_is_a_checkpoint_that_equals_the_average_kept_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(EXPERIMENT.seed)
     model = make_model(EXPERIMENT)
     for name, tensor in initial_weights(EXPERIMENT).items():
@@ -55,6 +58,12 @@ def test_a_rebuilt_average_is_a_checkpoint_that_equals_the_average_kept_in_train
     written = Path(found.checkpoint_uri, "complete.json").stat().st_mtime_ns
     assert find_or_rebuild(run, decay=DECAY, step=500) == found
     assert Path(found.checkpoint_uri, "complete.json").stat().st_mtime_ns == written, "a second study finds the first one's"
+    # Two studies that began at once: the second one finds nothing, and then what the first one has made of other snapshots.
+    all_steps, looks = checkpoint.steps, itertools.count()
+    monkeypatch.setattr(checkpoint, "steps", lambda uri: [] if "/rebuilt/" in uri and next(looks) < 2 else all_steps(uri))
+    monkeypatch.setattr(averages, "sufficient", lambda stored, **_: stored[3:])
+    assert find_or_rebuild(run, decay=DECAY, step=500) == found
+    monkeypatch.undo()
     with pytest.raises(ReconstructionError, match=r"is off by \S+% \(allowed:"):
         find_or_rebuild(run, decay=DECAY, step=500, max_error=found.error / 2)
 

@@ -145,6 +145,8 @@ def _parse_manifest(text: bytes, uri: str, remedy: str) -> Manifest:
         raise damaged(f"is not JSON ({error})") from error
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            remedy = "a later release made it, so use that one, or another directory (data_uri)"
         raise UserError(f"{uri}: schema version {version!r}, but this program reads {SCHEMA_VERSION}; {remedy}")
     try:
         manifest: Manifest = validate(Manifest, value)

@@ -60,7 +60,10 @@ class Loader:
             raise UserError(f"global_batch_size must be at least 1, got {global_batch_size}")
         self.manifest: Manifest = read_manifest(dataset_uri)
         self.global_batch_size = global_batch_size
-        cache = storage.local_path(str(cache_dir)).expanduser() if cache_dir is not None else default_cache_dir()
+        try:
+            cache = storage.local_path(str(cache_dir)).expanduser() if cache_dir is not None else default_cache_dir()
+        except RuntimeError as error:  # pathlib finds no such user
+            raise UserError(f"cache_dir {cache_dir}: there is no home directory of that user; write the whole path") from error
         self._order: GlobalOrder | BlockOrder
         self._store: StagedRows | StreamedRows
         self._resident: tuple[Tensor, Tensor] | None = None

@@ -236,6 +236,7 @@ class TarSource(FileSource):
         """Yield key and place (offset, size) of every file; a link has the place of its target, or None where that is missing."""
         places: dict[str, tuple[int, int]] = {}
         links: dict[str, str] = {}
+        inner_tars: dict[str, tarfile.TarInfo] = {}
         for member in archive:
             archive.members.clear()  # type: ignore[attr-defined]  # tarfile would collect them all, and typeshed hides them
             key = _member_key(member.name)
@@ -246,9 +247,7 @@ class TarSource(FileSource):
             elif member.issym():
                 links[key] = _member_key(posixpath.normpath(posixpath.join(posixpath.dirname(key), member.linkname)))
             elif member.isfile() and key.endswith(".tar") and not _is_hidden(key):
-                inside = archive.extractfile(member)
-                with tarfile.open(fileobj=inside, mode="r:", encoding="utf-8") as inner:
-                    yield from self._members(inner, f"{folder}{key.removesuffix('.tar')}/", base + member.offset_data)
+                inner_tars[key] = member
             elif member.isfile():
                 places[key] = base + member.offset_data, member.size
                 yield folder + key, places[key]
@@ -257,6 +256,13 @@ class TarSource(FileSource):
             for _ in range(_MAX_LINKS):
                 target = links.get(target, target)
             yield folder + key, places.get(target)
+        parents = {posixpath.dirname(key) for key in inner_tars}
+        # A folder with all inner tars and nothing beside them is left out: earlier releases did, and find their data sets by the keys.
+        is_left_out = len(parents) == 1 and all(key.startswith(f"{parent}/") for parent in parents for key in (*places, *links))
+        for key, member in inner_tars.items():
+            name = posixpath.basename(key) if is_left_out else key
+            with tarfile.open(fileobj=archive.extractfile(member), mode="r:", encoding="utf-8") as inner:
+                yield from self._members(inner, f"{folder}{name.removesuffix('.tar')}/", base + member.offset_data)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
