@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -25,6 +26,24 @@ def test_every_job_is_done_once(num_workers: int) -> None:
 def test_the_exception_of_a_job_is_raised() -> None:
     with pytest.raises(CheckpointError, match="elsewhere: is not a checkpoint's directory"):
         list(parallel_map(step_of, ["elsewhere", checkpoint_uri("run", 1)], num_workers=2))
+
+
+def test_after_an_error_tasks_that_are_about_to_end_are_not_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ends this process if it cancels a task while it takes in the task's result."""
+
+    def work(job: str) -> None:
+        if job == "wrong":
+            while not (tmp_path / "began").exists():
+                time.sleep(0.02)
+            raise CheckpointError(job)
+        (tmp_path / "began").touch()
+        time.sleep(0.3)
+
+    cancel = Mock()
+    monkeypatch.setattr(ray, "cancel", cancel)
+    with pytest.raises(CheckpointError, match="wrong"):
+        list(parallel_map(work, ["wrong", "short"], num_workers=2))
+    cancel.assert_not_called()
 
 
 def test_an_error_of_a_task_and_a_lost_process_end_no_other_task() -> None:

@@ -34,6 +34,9 @@ _LONGEST_TEMP_DIR = 35
 _SECONDS_FOR_LAST_LINES = 1.0
 """Ray looks for new workers every 0.5 s and for new lines every 0.1 s; what it has not passed on when the session ends is not shown."""
 
+_SECONDS_FOR_SHORT_TASKS = 1.0
+"""Time for tasks to end by themselves before they are cancelled."""
+
 
 def set_defaults() -> None:
     """Set our defaults of environment variables that the user has not set; Ray reads some of them at its first import."""
@@ -208,12 +211,13 @@ def parallel_tasks(
     finally:
         unfinished = set(running)
         try:
-            if running and grace_seconds:
-                for _, reference in running.values():
-                    ray.cancel(reference)
-                unfinished = wait(running, timeout=grace_seconds).not_done
+            # Ray (2.60) ends this process if a task is cancelled while its result comes in, as that of a short one soon does.
+            unfinished = wait(running, timeout=_SECONDS_FOR_SHORT_TASKS).not_done
+            if unfinished and grace_seconds:
+                for future in unfinished:
+                    ray.cancel(running[future][1])
+                unfinished = wait(unfinished, timeout=grace_seconds).not_done
         finally:
-            # Only these: Ray ends this process if a task is cancelled by force while it takes in the task's result.
             for future in unfinished:
                 ray.cancel(running[future][1], force=True)
 
