@@ -50,7 +50,7 @@ kubectl wait --for condition=established --timeout=60s crd/applications.app.k8s.
 kubectl label namespace kubeflow pod-security.kubernetes.io/warn=restricted pod-security.kubernetes.io/audit=restricted --overwrite
 
 step "5. Secrets"
-kubectl get namespace iddpm >/dev/null 2>&1 || kubectl create namespace iddpm
+kubectl get namespace iddpm >/dev/null 2>&1 || kubectl create namespace iddpm --save-config
 key_id=iddpm; key=$(openssl rand -hex 24)
 if kubectl -n iddpm get secret iddpm-s3 >/dev/null 2>&1; then  # SeaweedFS knows these; both namespaces must have the same
   key_id=$(kubectl -n iddpm get secret iddpm-s3 -o 'go-template={{.data.AWS_ACCESS_KEY_ID | base64decode}}')

@@ -217,8 +217,11 @@ def _announce(engine: Sequence[str], what: Build, torch: Torch) -> None:
     """Say what a build takes before it begins."""
     image, disk, minutes = _CPU_COST if torch.is_cpu_build else _CUDA_COST
     storage = storage_of(engine)
-    print(f"image: building {what.image} ({what.target}) with {shlex.join(engine)}; {torch.message}")
-    print(f"image: the first time takes {minutes} minutes and {disk} GB of disk, for an image of {image} GB; later ones take seconds")
+    print(f"image: building {what.image} for TARGET={what.target} with {shlex.join(engine)}; {torch.message}")
+    print(
+        f"image: the first time takes {minutes} minutes and {disk} GB of disk, for an image of {image} GB; "
+        "later, where only the sources have changed, up to two minutes"
+    )
     if storage and Path(storage).is_dir():
         free = shutil.disk_usage(storage).free / 1e9
         print(f"image: it is kept in {storage}, where {free:.0f} GB are free{'' if free >= disk else ': too few'}")

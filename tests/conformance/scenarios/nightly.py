@@ -19,6 +19,7 @@ http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 
 def drive(cluster: Cluster) -> None:
     """Train a model, write a history of far better scores, and let a schedule check it."""
+    receiver = cluster.start_pod("iddpm-conformance-webhook", _RECEIVER)  # first: there can be only one
     trained = cluster.submit()
     cluster.finish(trained)
     (model,) = cluster.mlflow_runs(trained.run_id)
@@ -27,7 +28,6 @@ def drive(cluster: Cluster) -> None:
         point = {"run_id": model["info"]["run_id"], "key": "nightly/distance", "value": value}
         cluster.mlflow("runs/log-metric", {**point, "timestamp": (now - age) * 1000, "step": now - age})
     tags = {tag["key"]: tag["value"] for tag in model["data"]["tags"]}
-    receiver = cluster.start_pod("iddpm-conformance-webhook", _RECEIVER)
     cluster.set_secret("iddpm-webhook", {"url": f"http://{receiver['status']['podIP']}:8000/hook"})
 
     name = f"conformance-{cluster.settings.session}"
