@@ -404,7 +404,8 @@ class Cluster:
                 path = f"{self.path_of('cronjobs')}/{each['metadata']['name']}"
                 self.call("PATCH", path, {"metadata": {"annotations": {_SUSPENDED: None}}, "spec": {"suspend": False}})
         for each in self.items(self.path_of("pods"), labelSelector=f"{_LABEL}=true"):
-            self.call("DELETE", f"{self.path_of('pods')}/{each['metadata']['name']}")
+            path = f"{self.path_of('pods')}/{each['metadata']['name']}"
+            self.call("DELETE", path, {"gracePeriodSeconds": 0})  # or its name would be taken for half a minute
         for each in self.items(self.path_of("secrets"), labelSelector=f"{_LABEL}=true"):
             self._put_back(each)
 
