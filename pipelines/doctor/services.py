@@ -92,7 +92,7 @@ def check_bucket(environment: Mapping[str, str], bucket: str, *, port_forward: b
     if not bucket.startswith("s3://"):
         yield Finding(FAILURE, subject, "is not an address in S3", "write s3://NAME; pipelines take it as storage_root_uri")
     elif not environment.get("AWS_ACCESS_KEY_ID"):
-        remedy = "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL here; in the cluster Secret iddpm-s3 has them"
+        remedy = "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL here; in a cluster with keys Secret iddpm-s3 has them"
         yield Finding(WARNING, subject, "not tested: no credentials are known here", remedy)
     elif contains_password(endpoint):
         yield Finding(FAILURE, subject, "AWS_ENDPOINT_URL contains a password", "remove it from the address; it belongs in Secret iddpm-s3")

@@ -214,6 +214,23 @@ def test_the_backup_is_uploaded_under_its_date(tmp_path: Path) -> None:
     assert file.read_bytes() == b"PGDMP"
 
 
+@pytest.mark.parametrize(("refusals", "asked"), [(0, 1), (3, 4), (100, 60)])
+def test_the_backup_waits_for_a_database_that_refuses_a_new_pod_at_first(tmp_path: Path, refusals: int, asked: int) -> None:
+    pod = _one(_overlay("kind"), "CronJob", "mlflow-backup")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    programs = {
+        "pg_isready": f'echo >>{tmp_path}/asked; [ "$(wc -l <{tmp_path}/asked)" -gt {refusals} ]',
+        "pg_dump": f'echo "$@" >{tmp_path}/dumped',
+        "sleep": "",
+    }
+    for name, text in programs.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        program.chmod(0o755)
+    subprocess.run(pod["initContainers"][0]["command"], env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=True)
+    assert len((tmp_path / "asked").read_text(encoding="utf-8").splitlines()) == asked
+    assert (tmp_path / "dumped").read_text(encoding="utf-8").split() == ["--format=custom", "--file=/backup/mlflow.dump"]
+
+
 def _postgresql_programs() -> Path:
     """Return the folder of the programs of Debian's package postgresql."""
     return max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3])).parent
@@ -253,7 +270,9 @@ def test_the_guides_restore_leaves_nothing_of_a_later_release(database: Path, tm
     sql("create table experiments (id int primary key); insert into experiments values (1)")
     pod = _one(_overlay("kind"), "CronJob", "mlflow-backup")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     dump = tmp_path / "mlflow.dump"
-    run(*(word.replace("/backup/mlflow.dump", str(dump)) for word in pod["initContainers"][0]["command"]))
+    command = [word.replace("/backup/mlflow.dump", str(dump)) for word in pod["initContainers"][0]["command"]]
+    path = f"{_postgresql_programs()}:{os.environ['PATH']}"
+    subprocess.run(command, env={"PATH": path, "PGHOST": str(database), "PGUSER": "mlflow", "PGDATABASE": "mlflow"}, check=True)
     sql("create table logged_models (experiment int references experiments (id)); insert into logged_models values (1)")
     (restore,) = re.findall(r"(pg_restore [^<]*) < mlflow.dump", (_K8S / "README.md").read_text())
     with dump.open() as file:
