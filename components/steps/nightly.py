@@ -147,7 +147,7 @@ def compare_with_history(
         TrackingError: The run has no history yet, and MLflow, which may have one of an earlier version, does not answer.
     """
     from evaluation.monitoring.detector import NUM_REDRAWN, Rule
-    from evaluation.monitoring.nightly import judge, night_of, read_history, write_history
+    from evaluation.monitoring.nightly import judge, night_of, update_history
     from evaluation.records.result import EvaluationResult
     from evaluation.records.run_directory import run_uri_of
     from evaluation.reports.report import render_report
@@ -159,9 +159,11 @@ def compare_with_history(
     again = [storage.join(folder, f"{_redrawn_name(name, number)}.json") for number in range(NUM_REDRAWN)]
     redrawn = tuple(distance for uri in again if storage.exists(uri) and math.isfinite(distance := EvaluationResult.read(uri).distance))
     rule = Rule(baseline_nights=baseline_nights, min_difference=min_difference)
-    history = read_history(run_uri) or _scores_of_earlier_versions(tracking_run_id) or _reported(run_uri, result)
-    history = history.with_night(night_of(result, name=name, uri=evaluation_uri, rule=rule, redrawn=redrawn))
-    write_history(run_uri, history)
+    night = night_of(result, name=name, uri=evaluation_uri, rule=rule, redrawn=redrawn)
+    history = update_history(
+        run_uri,
+        lambda stored: (stored or _scores_of_earlier_versions(tracking_run_id) or _reported(run_uri, result)).with_night(night),
+    )
     judgement = judge(history.until(name))
     links = _links(tracking_run_id)
     same_noise = _compare_with_first_night(folder, judgement)

@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -113,6 +113,10 @@ class History:
         """Return the history with that night, in place of one with the same id."""
         nights = {each.id: each for each in self.nights} | {night.id: night}
         return dataclasses.replace(self, nights=tuple(nights.values()))
+
+    def with_acceptance(self, accepted: Acceptance) -> History:
+        """Return the history with that acceptance."""
+        return dataclasses.replace(self, accepted=(*(each for each in self.accepted if each != accepted), accepted))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -270,9 +274,21 @@ def read_history(run_uri: str) -> History | None:
         return None
 
 
-def write_history(run_uri: str, history: History) -> None:
-    """Write a run's history. Two checks of one run must not write at once: a schedule runs one at a time, two schedules may not."""
-    storage.write_bytes(storage.join(run_uri, HISTORY), adapter(History).dump_json(history, indent=2))
+def update_history(run_uri: str, change: Callable[[History | None], History]) -> History:
+    """Replace a run's history by what `change` makes of it, None if there is none yet, and return that.
+
+    Checks of two schedules may end at the same time: each changes what the one before has written, so `change` may be called again.
+    """
+    uri = storage.join(run_uri, HISTORY)
+    changed = History()
+
+    def change_bytes(stored: bytes | None) -> bytes:
+        nonlocal changed
+        changed = change(None if stored is None else storage.parse_record(uri, stored, History))
+        return adapter(History).dump_json(changed, indent=2)
+
+    storage.update_bytes(uri, change_bytes)
+    return changed
 
 
 def accept(run_uri: str, *, reason: str, by: str, checkpoint: str = "") -> Judgement:
@@ -286,11 +302,10 @@ def accept(run_uri: str, *, reason: str, by: str, checkpoint: str = "") -> Judge
     """
     if not (reason.strip() and by.strip()):
         raise UserError("a new level needs a reason and a name: give --reason and --by")
-    history = read_history(run_uri) or History()
-    judgement = judge(history, checkpoint)
+    judgement = judge(read_history(run_uri) or History(), checkpoint)
     now = datetime.now(UTC).replace(microsecond=0)  # scores have whole seconds too, and one of this second comes after the acceptance
     accepted = Acceptance(first_night=judgement.night.id, at=now, by=by.strip(), reason=reason.strip())
-    write_history(run_uri, dataclasses.replace(history, accepted=(*history.accepted, accepted)))
+    update_history(run_uri, lambda stored: (stored or History()).with_acceptance(accepted))
     return judgement
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -201,6 +202,19 @@ def test_one_of_many_writers_of_an_absent_name_succeeds(root):
     assert [str(number).encode() for number in won] == [storage.read_bytes(uri)]
 
 
+def test_writers_that_update_at_once_lose_nothing_of_each_other(root):
+    uri = storage.join(root, "numbers")
+    start = threading.Barrier(8)
+
+    def add(number: int) -> None:
+        start.wait()
+        storage.update_bytes(uri, lambda stored: (stored or b"") + f"{number} ".encode())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(8)))
+    assert sorted(storage.read_bytes(uri).decode().split()) == [str(number) for number in range(8)]
+
+
 def test_a_reader_sees_the_old_content_or_the_new_but_never_a_part(root):
     uri = storage.join(root, "state")
     contents = [bytes([letter]) * 2_000_000 for letter in b"ab"]
@@ -293,6 +307,7 @@ ACTS = {
     "list_dirs": storage.list_dirs,
     "check_destination": storage.check_destination,
     "write": lambda uri: storage.write_bytes(uri, b"x"),
+    "update": lambda uri: storage.update_bytes(uri, lambda stored: b"x"),
     "write if absent": lambda uri: storage.write_bytes(uri, b"x", if_absent=True),
     "upload": lambda uri: storage.upload(__file__, uri),
     "download": lambda uri: storage.download(uri, "unused"),

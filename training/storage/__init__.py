@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
@@ -38,6 +38,7 @@ class _Backend(Protocol):
     def read_bytes(self, uri: str) -> bytes: ...
     def open_seekable(self, uri: str) -> BinaryIO: ...
     def write_bytes(self, uri: str, data: bytes, *, if_absent: bool) -> bool: ...
+    def update_bytes(self, uri: str, change: Callable[[bytes | None], bytes]) -> None: ...
     def size(self, uri: str) -> int: ...
     def version(self, uri: str) -> str: ...
     def list_objects(self, prefix_uri: str) -> Iterable[Stored]: ...
@@ -90,6 +91,17 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
     return _backend(uri).write_bytes(uri, data, if_absent=if_absent)
 
 
+def update_bytes(uri: str, change: Callable[[bytes | None], bytes]) -> None:
+    """Replace what is stored under `uri` by what `change` makes of it; of several writers at once, each changes what the one before left.
+
+    Args:
+        uri: The address.
+        change: Gets what is stored, None where nothing is. In S3 it is called again if another writer came between. (If the answer
+            to its request is lost and the request is sent again, it gets what it made itself.)
+    """
+    _backend(uri).update_bytes(uri, change)
+
+
 class _Object(dict[str, Any]):
     """A stored JSON object, or one inside it, so that an error about a key that it has not names the file."""
 
@@ -132,7 +144,12 @@ def read_json(uri: str, shape: type | None = None) -> dict[str, Any]:
 
 def read_record(uri: str, cls: type[_Record]) -> _Record:
     """Read the JSON object under `uri` as an object of a dataclass; a missing field, or a wrong type, is a `StorageError`."""
-    return cast(_Record, _require(cls, uri, read_bytes(uri)))
+    return parse_record(uri, read_bytes(uri), cls)
+
+
+def parse_record(uri: str, data: bytes, cls: type[_Record]) -> _Record:
+    """Return `data`, which was read from `uri`, as `read_record` returns it."""
+    return cast(_Record, _require(cls, uri, data))
 
 
 def _require(cls: type, uri: str, data: bytes) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
@@ -76,6 +77,17 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool) -> bool:
         except FileExistsError:
             return False
         return True
+
+
+def update_bytes(uri: str, change: Callable[[bytes | None], bytes]) -> None:
+    directory = local_path(uri).parent
+    make_directory(directory)
+    with _locked(directory):
+        try:
+            stored = read_bytes(uri)
+        except ObjectNotFoundError:
+            stored = None
+        write_bytes(uri, change(stored), if_absent=False)
 
 
 def size(uri: str) -> int:
@@ -148,6 +160,18 @@ def complete_file(target: Path, subject: str, *, num_bytes: int) -> Iterator[Pat
     with explain_disk_errors(subject), _partial_file(target, num_bytes=num_bytes) as partial:
         yield partial
         partial.replace(target)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep other processes out of the block for the same directory; a file system without such locks keeps nobody out."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

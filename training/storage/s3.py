@@ -13,7 +13,7 @@ import functools
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
 )
-from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_fixed
+from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_random
 
 from training.config.addresses import contains_password
 from training.storage.errors import ObjectNotFoundError, StorageError, explain_disk_errors
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 logging.getLogger("botocore").setLevel(logging.WARNING)  # in every log of a step it would say where it found keys and addresses
 
 _ATTEMPTS = 4
+_WRITERS = 20
+"""So many writers may come before one that updates an object."""
 _DELETE_BATCH = 1000  # S3's limit for one request
 _SMALL_BYTES = 8 * 2**20
 """boto3 fetches a larger object in parts, for which it asks for the size again; one request is enough for a smaller one."""
@@ -70,12 +72,7 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool) -> bool:
             client().put_object(Bucket=bucket, Key=key, Body=data)
             return True
         # 409: another writer is writing the same key now, and may still fail.
-        attempts = Retrying(
-            retry=retry_if_exception(lambda error: isinstance(error, ClientError) and _status(error) == 409),
-            stop=stop_after_attempt(_ATTEMPTS),
-            wait=wait_fixed(0.2),
-            reraise=True,
-        )
+        attempts = _attempts(_ATTEMPTS, lambda error: _status(error) == 409)
         try:
             attempts(client().put_object, Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
         except ClientError as error:
@@ -83,6 +80,33 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool) -> bool:
                 return False
             raise
         return True
+
+
+def update_bytes(uri: str, change: Callable[[bytes | None], bytes]) -> None:
+    bucket, key = split(uri)
+
+    def update_once() -> None:
+        try:
+            tag = _head(uri)["ETag"]
+            stored = _get(uri)  # if it is of a later writer already, the tag is refused below
+        except ObjectNotFoundError:
+            client().put_object(Bucket=bucket, Key=key, Body=change(None), IfNoneMatch="*")
+        else:
+            client().put_object(Bucket=bucket, Key=key, Body=change(stored), IfMatch=tag)
+
+    # Another writer came between (412), is writing now (409), or deleted it.
+    attempts = _attempts(_WRITERS, lambda error: _status(error) in (409, 412) or error.response.get("Error", {}).get("Code") == "NoSuchKey")
+    with _explain_errors(uri):
+        attempts(update_once)
+
+
+def _attempts(count: int, again: Callable[[ClientError], bool]) -> Retrying:
+    return Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, ClientError) and again(error)),
+        stop=stop_after_attempt(count),
+        wait=wait_random(0.1, 0.3),
+        reraise=True,
+    )
 
 
 def size(uri: str) -> int:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evaluation.monitoring.detector import Rule
-from evaluation.monitoring.nightly import History, Night, read_history, write_history
+from evaluation.monitoring.nightly import History, Night, read_history, update_history
 from training.checkpoints import checkpoint
 from training.config.presets import preset
 
@@ -21,7 +21,7 @@ Command = Callable[..., tuple[int, str, str]]
 def run_uri(tmp_path: Path) -> str:
     """A run with a checkpoint and six nights, the last one a regression."""
     _save(tmp_path, 100)
-    write_history(str(tmp_path), History(nights=_nights([3.0, 3.1, 2.9, 3.1, 2.9, 4.0])))
+    update_history(str(tmp_path), lambda _: History(nights=_nights([3.0, 3.1, 2.9, 3.1, 2.9, 4.0])))
     return str(tmp_path)
 
 
@@ -63,7 +63,7 @@ def test_show_and_accept_take_the_nights_of_the_checkpoint_that_is_named(run_idd
     first, second, third = (_save(tmp_path, step) for step in (100, 200, 300))
     ours = _nights([3.0, 3.1, 2.9, 3.1, 2.9, 4.0], name="a", protocol={"checkpoint": "step 100, ema_0.9"})
     theirs = _nights([7.0, 7.1, 6.9, 7.1, 6.9, 7.0], name="b", protocol={"checkpoint": "step 200, ema_0.9"})
-    write_history(str(tmp_path), History(nights=tuple(night for pair in zip(ours, theirs, strict=True) for night in pair)))
+    update_history(str(tmp_path), lambda _: History(nights=tuple(night for pair in zip(ours, theirs, strict=True) for night in pair)))
     assert "4 against 3 (mean of 5 healthy scores); worse by 1" in run_iddpm("nightly", "show", first)[1]
     assert "7 against 7 (mean of 5 healthy scores)" in run_iddpm("nightly", "show", second)[1]
     assert run_iddpm("nightly", "accept", first, "--reason", "why", "--by", "Ada")[0] == 0

@@ -3,7 +3,9 @@
 import dataclasses
 import math
 import re
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -199,9 +201,23 @@ def test_scores_of_earlier_versions_without_a_protocol_are_compared() -> None:
     assert judge(old.with_night(a_night(3, 3.0))).direction == 0
 
 
+def test_checks_of_two_schedules_that_end_at_once_keep_the_nights_of_both(tmp_path: Path) -> None:
+    start = threading.Barrier(8)
+
+    def check(number: int) -> None:
+        start.wait()
+        nightly.update_history(str(tmp_path), lambda stored: (stored or History()).with_night(a_night(number, 3.0)))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check, range(8)))
+    history = nightly.read_history(str(tmp_path))
+    assert history is not None
+    assert {night.id for night in history.nights} == {a_night(number, 3.0).id for number in range(8)}
+
+
 def test_only_an_accepted_level_is_a_new_baseline(tmp_path: Path) -> None:
     run_uri = str(tmp_path)
-    nightly.write_history(run_uri, history_of([*HEALTHY, *[5.0] * 40]))
+    nightly.update_history(run_uri, lambda _: history_of([*HEALTHY, *[5.0] * 40]))
     assert judge(nightly.read_history(run_uri) or History()).direction == 1, "however long the level lasts"
     assert nightly.accept(run_uri, reason="new sampler", by="Ada").direction == 1
     history = nightly.read_history(run_uri)
@@ -215,7 +231,7 @@ def test_only_an_accepted_level_is_a_new_baseline(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("reason", "by"), [("", "Ada"), ("because", " ")])
 def test_an_acceptance_without_reason_or_name_is_refused(reason: str, by: str, tmp_path: Path) -> None:
-    nightly.write_history(str(tmp_path), history_of(HEALTHY))
+    nightly.update_history(str(tmp_path), lambda _: history_of(HEALTHY))
     with pytest.raises(UserError, match="needs a reason and a name"):
         nightly.accept(str(tmp_path), reason=reason, by=by)
 
@@ -227,7 +243,7 @@ def test_an_old_judgement_is_replayed_from_the_stored_history(tmp_path: Path) ->
     history = dataclasses.replace(history, accepted=(accepted,))
     for day in range(6, 9):
         history = history.with_night(a_night(day, 5.0, rule=Rule(baseline_nights=30)))
-    nightly.write_history(str(tmp_path), history)
+    nightly.update_history(str(tmp_path), lambda _: history)
     stored = nightly.read_history(str(tmp_path))
     assert stored == history
     assert stored is not None
@@ -254,7 +270,7 @@ def test_a_history_of_an_earlier_version_is_judged_as_it_was_then(tmp_path: Path
 
 
 def test_the_baseline_of_a_night_of_an_earlier_version_does_not_grow(tmp_path: Path) -> None:
-    nightly.write_history(str(tmp_path), history_of([*HEALTHY, *HEALTHY * 8]))
+    nightly.update_history(str(tmp_path), lambda _: history_of([*HEALTHY, *HEALTHY * 8]))
     path = storage.join(str(tmp_path), nightly.HISTORY)
     stored = storage.read_json(path)
     del stored["nights"][-1]["rule"]["max_baseline_nights"]

@@ -10,7 +10,7 @@ import pytest
 
 from components.steps.nightly import RegressionError, compare_with_history, score_model
 from evaluation.monitoring.detector import NUM_REDRAWN
-from evaluation.monitoring.nightly import History, accept, read_history, write_history
+from evaluation.monitoring.nightly import History, accept, read_history, update_history
 from training.checkpoints import checkpoint
 
 
@@ -18,7 +18,7 @@ def test_a_damaged_model_is_drawn_again_found_and_stays_found_until_its_level_is
     run_uri: str, digits_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    write_history(run_uri, History())  # a run without one asks MLflow, which may have that of an earlier version
+    update_history(run_uri, lambda _: History())  # a run without one asks MLflow, which may have that of an earlier version
     uri = checkpoint.checkpoint_uri(run_uri, 100)
     page = tmp_path / "page.html"
 
@@ -79,7 +79,7 @@ def test_a_night_without_a_finite_distance_is_a_regression_and_the_next_night_re
     run_uri: str, digits_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    write_history(run_uri, History())
+    update_history(run_uri, lambda _: History())
     uri = score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, str(tmp_path), "nightly-1", {})
     lost = json.dumps({**json.loads(Path(uri).read_text()), "distance": None, "distance_standard_error": None})
     for name in ("nightly-1", "nightly-1-again-1"):
@@ -98,7 +98,7 @@ def test_a_run_that_was_moved_keeps_its_nights_and_a_new_baseline_is_told_with_i
     run_uri: str, digits_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    write_history(run_uri, History())
+    update_history(run_uri, lambda _: History())
 
     def check(uri: str, name: str) -> str:
         scored = score_model(checkpoint.checkpoint_uri(uri, 100), "", digits_uri, str(tmp_path), f"nightly-{name}", {})
@@ -112,7 +112,7 @@ def test_a_run_that_was_moved_keeps_its_nights_and_a_new_baseline_is_told_with_i
     first, last = history.nights
     assert last.protocol is not None
     earlier = dataclasses.replace(last, protocol={**last.protocol, "num_samples": 40})
-    write_history(str(moved), dataclasses.replace(history, nights=(first, earlier)))
+    update_history(str(moved), lambda _: dataclasses.replace(history, nights=(first, earlier)))
     assert re.search(
         r"is healthy: \S+, the first score of the baseline; no change can be detected yet; "
         r"a new baseline began: the protocol changed on \S+: num_samples 40 -> 80$",
