@@ -39,6 +39,8 @@ _TUNING = {"experiment": ("preset", "overrides", "file"), "tune": ("search", "tr
 """The tune pipeline's parameters that make a request, by their prefix, in the order of `components.tuning.directory.from_form`."""
 _LEAST = {"seed": -1, "baseline_nights": 3}
 """Smallest value of a number, where it is not 0."""
+_MAX_LISTED = 20
+"""A message about a wrong value lists so many right ones beside a similar one."""
 _S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?")
 _RESOURCES = "_resources"
 """End of the name of a stage's parameter; see `components.launch.resources`."""
@@ -365,8 +367,9 @@ def _value(name: str, text: str, definition: Mapping[str, Any]) -> Any:
 def _require_literal(name: str, value: Any, definition: Mapping[str, Any]) -> None:
     literals = definition.get("literals")
     if literals and value not in literals:
-        there = close_to(str(value), map(str, literals)) or f"; there are {', '.join(map(str, literals))}"
-        raise ArgumentsError(f"--param {name}={value}: is not one of its values{there}")
+        near = close_to(str(value), map(str, literals))
+        listed = f" ({', '.join(map(str, literals))})" if len(literals) <= _MAX_LISTED or not near else ""
+        raise ArgumentsError(f"--param {name}={value}: is not one of its values{listed}{near}")
 
 
 def _parse(option: str, word: str, form: str) -> tuple[str, str]:

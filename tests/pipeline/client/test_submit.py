@@ -178,6 +178,18 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--set", "optim.num_step=5"), "optim.num_step"),
         (("train", "--set", "optim.num_steps=few"), "optim.num_steps"),
         (("train", "--param", "train_resource=1"), "no parameter 'train_resource'; did you mean 'train_resources'?"),
+        (
+            (
+                "ablation",
+                "--param",
+                "ablation_name=vlb-weight",
+                "--param",
+                'ablation_grid={"seed": [1, 2]}',
+                "--preset",
+                "digits-tiny-hybrid-cosine",
+            ),
+            "own-grid); did you mean 'hybrid-weight'?",
+        ),
         (("train", "--resources", "trian.gpus=1"), "pipeline train has no stage 'trian'; did you mean 'train'?"),
         (("train", "--resources", "train=2xcpu", "--resources", "train=8xgpu"), "--resources train is given twice"),
         (("train", "--resources", "train=8xgpu", "--param", "train_resources=2xcpu"), "mean the same; give one"),
