@@ -131,6 +131,11 @@ def require_sweep_fits(num_trials: int) -> None:
         )
 
 
+def is_compressed(workflow: Mapping[str, Any]) -> bool:
+    """Return True if Argo has compressed the Workflow's nodes."""
+    return bool((workflow.get("status") or {}).get("compressedNodes"))
+
+
 def nodes_of(workflow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the nodes of a Workflow by id. Argo compresses them when the Workflow is larger than 1 MiB."""
     status = workflow.get("status") or {}

@@ -6,17 +6,18 @@ errors. Those are in the run's Workflow and in the logs of the tasks' pods, whic
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import tenacity
 
 from components.cluster.failures import in_one_sentence, step_errors
-from components.cluster.workflows import attempts, is_cancelled
+from components.cluster.workflows import attempts, is_cancelled, is_compressed, nodes_of
 from pipelines.client.errors import KfpError
 from pipelines.client.kfp_client import Kfp
 from pipelines.client.runs import FINISHED, format_state, was_cancelled
@@ -24,6 +25,8 @@ from training.console import format_duration
 
 _STARTING = ("", "PodInitializing", "ContainerCreating")
 """Argo's words for a pod that starts as it should."""
+_TASK_STATES = {"Pending": "PENDING", "Running": "RUNNING", "Succeeded": "SUCCEEDED", "Failed": "FAILED", "Error": "FAILED"}
+"""KFP's words for the phases of Argo's nodes."""
 _OWN_ERROR = re.compile(r"main: Error \(exit code (?!137|143)\d+\)")
 """Argo's words for a step that ended by itself. It is not tried again, but Argo says so only a minute later."""
 
@@ -50,7 +53,8 @@ class Polling:
 
     Attributes:
         interval_seconds: Time between two requests.
-        look_seconds: Time between two looks at why a task's pod does not start; it is a large answer.
+        look_seconds: Time between two looks at the Workflow, while a task's pod does not start; it is a large answer.
+        still_seconds: Time without a change of any task, after which the Workflow is looked at.
         outage_seconds: Time for which the server may give no answer.
         token_seconds: Time for which it may refuse the token of a file, which a login helper may be about to renew.
             Without such a file a refusal is final.
@@ -59,6 +63,7 @@ class Polling:
 
     interval_seconds: float = 5.0
     look_seconds: float = 10.0
+    still_seconds: float = 60.0
     outage_seconds: float = 600.0
     token_seconds: float = 60.0
     silence_seconds: float = 120.0
@@ -89,19 +94,21 @@ def follow(
     began = time.monotonic()
     reported: dict[str, str] = {}
     is_silence_said = False
+    tasks = _Tasks(kfp, run_id, polling)
     obstacles = _Obstacles(kfp, run_id, say, polling.look_seconds)
     get_run = retrying(kfp, say, polling).wraps(kfp.client.get_run)
     while True:
         run = get_run(run_id)
-        for label, state in _task_states(run, task_names).items():
+        details = tasks.of(run)
+        for label, state in _task_states(run, details, task_names).items():
             if state != (before := reported.get(label, "pending")) and (before, state) != ("failed", "cancelled"):
                 reported[label] = state
                 say(f"{label:<24} {state}")
         if run.state in FINISHED:
             return run
-        obstacles.report(run)
+        obstacles.report(details)
         waited = time.monotonic() - began
-        if waited > polling.silence_seconds and not is_silence_said and not _details(run):
+        if waited > polling.silence_seconds and not is_silence_said and not details:
             is_silence_said = True
             say(
                 f"KFP knows of no step of the run after {format_duration(waited)}; if none comes, the logs of deploy/workflow-controller "
@@ -130,6 +137,48 @@ def require_success(kfp: Kfp, run: Any) -> None:
     raise RunFailedError(f"run {run.run_id} failed at {reason}" if errors else f"run {run.run_id} failed: {reason}")
 
 
+class _Task(NamedTuple):
+    """A task, a driver or a DAG of a run, with KFP's word for its state; None if it was left out."""
+
+    task_id: str
+    display_name: str
+    state: str | None
+    start_time: str
+
+
+class _Tasks:
+    """The run's tasks, drivers and DAGs: as KFP lists them, or as the Workflow has them where KFP's list stands still.
+
+    Argo compresses the nodes of a large Workflow, as a sweep's becomes when its trials are measured. KFP copies no states from these.
+    """
+
+    def __init__(self, kfp: Kfp, run_id: str, polling: Polling) -> None:
+        self._kfp, self._run_id, self._polling = kfp, run_id, polling
+        self._states: list[tuple[str, str | None]] = []
+        self._looked = time.monotonic()
+        self._nodes: list[_Task] = []
+
+    def of(self, run: Any) -> list[_Task]:
+        """Return them in no order; empty before KFP's persistence agent has reported the Workflow."""
+        details = (run.run_details.task_details if run.run_details else None) or []
+        listed = [_Task(str(each.task_id), each.display_name or "", each.state, str(each.start_time)) for each in details]
+        now = time.monotonic()
+        if (states := [(each.task_id, each.state) for each in listed]) != self._states:
+            self._states, self._nodes, self._looked = states, [], now
+        pause = self._polling.look_seconds if self._nodes else self._polling.still_seconds
+        go_on = any(each.state in ("PENDING", "RUNNING") for each in listed)
+        if go_on and (now - self._looked >= pause or run.state in FINISHED):
+            self._looked = now
+            with contextlib.suppress(KfpError):  # the run itself is followed with more patience
+                workflow = self._kfp.workflow(self._run_id)
+                if is_compressed(workflow):
+                    self._nodes = [
+                        _Task(ident, node["displayName"], _TASK_STATES.get(node["phase"]), str(node.get("startedAt") or ""))
+                        for ident, node in nodes_of(workflow).items()
+                    ]
+        return self._nodes or listed
+
+
 class _Obstacles:
     """Reports why the pods of tasks do not start, or are tried again; each reason once."""
 
@@ -138,9 +187,9 @@ class _Obstacles:
         self._said: set[tuple[str, str]] = set()
         self._looked = 0.0
 
-    def report(self, run: Any) -> None:
+    def report(self, details: Collection[_Task]) -> None:
         now = time.monotonic()
-        if now - self._looked < self._look_seconds or not any(detail.state in ("PENDING", "FAILED") for detail in _details(run)):
+        if now - self._looked < self._look_seconds or not any(detail.state in ("PENDING", "FAILED") for detail in details):
             return
         self._looked = now
         try:
@@ -159,16 +208,11 @@ class _Obstacles:
                 self._say(f"{attempt.step:<24} {'waits' if waits else 'is tried again'}: {attempt.message}")
 
 
-def _details(run: Any) -> list[Any]:
-    """Return what KFP knows of the run's tasks, drivers and DAGs; nothing before its persistence agent has reported the Workflow."""
-    return (run.run_details.task_details if run.run_details else None) or []
-
-
-def _task_states(run: Any, names: Collection[str]) -> dict[str, str]:
+def _task_states(run: Any, details: Collection[_Task], names: Collection[str]) -> dict[str, str]:
     """Return the states by task. The tasks of a loop are numbered in the order in which they began."""
-    found: dict[str, list[Any]] = {}
-    for detail in sorted(_details(run), key=lambda each: (str(each.start_time), str(each.task_id))):
-        name = detail.display_name or ""
+    found: dict[str, list[_Task]] = {}
+    for detail in sorted(details, key=lambda each: (each.start_time, each.task_id)):
+        name = detail.display_name
         task = name.removesuffix("-driver")
         # A driver prepares its task's pod. It matters only if it fails, since its task then never begins.
         if task in names and (task == name or detail.state == "FAILED"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -528,6 +529,22 @@ def test_the_tasks_of_a_loop_are_numbered(server: FakeKfp, kfp: Kfp) -> None:
     said: list[str] = []
     follow(kfp, run, task_names={"train-trial"}, say=said.append, polling=QUICK)
     assert [" ".join(line.split()) for line in said][-1:] == ["train-trial (2) succeeded"]
+
+
+@pytest.mark.parametrize("state", ["SUCCEEDED", "RUNNING"])
+def test_the_tasks_of_a_large_workflow_are_followed_though_kfps_list_stands_still(server: FakeKfp, kfp: Kfp, state: str) -> None:
+    """Argo had compressed its nodes when the trials were measured; the recorded list still has them as running, and nothing after."""
+    recording = recorded("kfp-api", "run-sweep-with-compressed-nodes")
+    server.runs[recording["run_id"]] = recording | {"state": state}
+    server.workflow = workflow_states("sweep-with-compressed-nodes")[-1]
+    said: list[str] = []
+    polling = dataclasses.replace(QUICK, look_seconds=0.1, still_seconds=0.1)
+    names = {"train-trial", "measure-trial", "joint-measure", "tabulate-ablation"}
+    with contextlib.suppress(StillRunningError):
+        follow(kfp, recording["run_id"], task_names=names, say=said.append, timeout_seconds=1.0, polling=polling)
+    last = dict(" ".join(line.split()).rsplit(" ", 1) for line in said)
+    tasks = [f"{task} ({number})" for task in ("train-trial", "measure-trial") for number in (1, 2)]
+    assert last == dict.fromkeys([*tasks, "joint-measure", "tabulate-ablation"], "succeeded")
 
 
 LOG = """starting
