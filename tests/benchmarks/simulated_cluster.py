@@ -3,6 +3,9 @@
 It needs Kubernetes with its real scheduler, KubeRay's operator and kwok (https://kwok.sigs.k8s.io), which acts for nodes and pods that
 don't exist. It makes the nodes and a namespace, creates the RayJobs that a step creates, waits until each pod has a node, prints what it
 saw, and deletes all of it. The namespace enforces Pod Security's level `restricted`.
+
+With `--waiting` Kueue is needed too: so many trainings more are in its queue, which has room for the others. They have no pods. Then one
+of those that are placed is deleted, and one of those that wait has to get its nodes.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from kubernetes import client, config
@@ -25,6 +28,7 @@ from components.launch.resources import read_resources
 
 NAMESPACE = "iddpm-simulated"
 NUM_NODES, GPUS = 200, 8
+QUEUE = "iddpm-simulated"
 NODE_SELECTOR = {"iddpm/simulated": "true"}
 _RAYJOBS = (GROUP, VERSION, NAMESPACE, PLURAL)
 
@@ -33,11 +37,13 @@ def main() -> int:
     """Run it; the exit status is 1 where a pod got no node, or two workers share one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trainings", type=int, default=25, help="number of trainings; 25 take all 1,600 GPUs")
+    parser.add_argument("--waiting", type=int, default=0, help="number of trainings more, which wait in a queue of Kueue")
     arguments = parser.parse_args()
     config.load_kube_config()
-    with _nodes(), _namespace():
-        for number in range(arguments.trainings):
-            client.CustomObjectsApi().create_namespaced_custom_object(*_RAYJOBS, _manifest(number), field_validation="Strict")
+    with _nodes(), _namespace(), _queue(arguments.trainings) if arguments.waiting else nullcontext(""):
+        for number in range(arguments.trainings + arguments.waiting):
+            manifest = _manifest(number, QUEUE if arguments.waiting else "")
+            client.CustomObjectsApi().create_namespaced_custom_object(*_RAYJOBS, manifest, field_validation="Strict")
         began = time.monotonic()
         placed = _wait(_pods, arguments.trainings * 9)  # 8 workers and a head
         print(f"{arguments.trainings} trainings, {len(placed)} pods: all have nodes after {time.monotonic() - began:.0f} s")
@@ -48,15 +54,35 @@ def main() -> int:
         used = [name for names in nodes.values() for name in names]
         fewest = min(len(set(names)) for names in nodes.values())
         print(f"each training is on {fewest} nodes; {len(set(used))} of {NUM_NODES} nodes are full")
-    return 1 if len(set(used)) != len(used) else 0
+        is_right = len(set(used)) == len(used)
+        if arguments.waiting:
+            is_right &= _is_followed_by_one_that_waits(next(iter(nodes)), arguments.waiting)
+    return 0 if is_right else 1
+
+
+def _is_followed_by_one_that_waits(run: str, num_waiting: int) -> bool:
+    """Delete the training of a run; true if as many waited without a pod as should, and one of them gets nodes for all its pods."""
+    with_pods = {
+        pod.metadata.labels[RUN_LABEL] for pod in client.CoreV1Api().list_namespaced_pod(NAMESPACE, label_selector=RUN_LABEL).items
+    }
+    rayjobs = client.CustomObjectsApi().list_namespaced_custom_object(*_RAYJOBS)["items"]
+    waiting = {job["metadata"]["labels"][RUN_LABEL] for job in rayjobs if job["spec"].get("suspend")}
+    print(f"{len(waiting)} trainings wait in the queue; {len(waiting & with_pods)} of them have pods")
+    is_right = len(waiting) == num_waiting and not waiting & with_pods
+    began = time.monotonic()
+    (name,) = [job["metadata"]["name"] for job in rayjobs if job["metadata"]["labels"][RUN_LABEL] == run]
+    client.CustomObjectsApi().delete_namespaced_custom_object(*_RAYJOBS, name)
+    _wait(lambda: [pod for pod in _pods() if pod.metadata.labels[RUN_LABEL] in waiting], 9)
+    print(f"a training was deleted: one of them has 9 pods with nodes after {time.monotonic() - began:.0f} s")
+    return is_right
 
 
 # -- what is made ------------------------------------------------------------------------------------------------------
 
 
-def _manifest(number: int) -> dict[str, Any]:
-    """The RayJob that a step makes of the profile `rayjob-8x8gpu`."""
-    given = {"profile": "rayjob-8x8gpu", "node_selector": NODE_SELECTOR}
+def _manifest(number: int, queue: str) -> dict[str, Any]:
+    """The RayJob that a step makes of the profile `rayjob-8x8gpu`, in a queue of Kueue unless its name is empty."""
+    given = {"profile": "rayjob-8x8gpu", "node_selector": NODE_SELECTOR, "queue": queue}
     manifest = render(
         RayJob(
             run_key=f"imagenet64-hybrid-cosine-{number:010d}",
@@ -85,6 +111,35 @@ def _nodes() -> Iterator[None]:
         yield
     finally:
         core.delete_collection_node(label_selector="iddpm/simulated=true")
+
+
+@contextmanager
+def _queue(num_trainings: int) -> Iterator[None]:
+    """A queue of Kueue with the GPUs of so many trainings, and more processors and memory than they ask for."""
+    api = next((each for each in client.ApisApi().get_api_versions().groups if each.name == "kueue.x-k8s.io"), None)
+    if api is None:
+        sys.exit("error: Kueue is not on this cluster; --waiting needs it")
+    custom, version = client.CustomObjectsApi(), api.preferred_version.version
+    amounts = {"cpu": 96 * NUM_NODES, "memory": f"{NUM_NODES}Ti", "nvidia.com/gpu": 64 * num_trainings}
+    quotas = [{"name": name, "nominalQuota": str(amount)} for name, amount in amounts.items()]
+    group = {"coveredResources": list(amounts), "flavors": [{"name": QUEUE, "resources": quotas}]}
+    made = (
+        ("resourceflavors", "ResourceFlavor", {"nodeLabels": NODE_SELECTOR}),
+        ("clusterqueues", "ClusterQueue", {"namespaceSelector": {}, "resourceGroups": [group]}),
+    )
+
+    def body(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+        return {"apiVersion": f"{api.name}/{version}", "kind": kind, "metadata": {"name": QUEUE}, "spec": spec}
+
+    for plural, kind, spec in made:
+        custom.create_cluster_custom_object(api.name, version, plural, body(kind, spec))
+    try:
+        local = body("LocalQueue", {"clusterQueue": QUEUE})
+        custom.create_namespaced_custom_object(api.name, version, NAMESPACE, "localqueues", local)
+        yield
+    finally:  # Kueue lets them go when the trainings are gone
+        for plural, _, _ in reversed(made):
+            custom.delete_cluster_custom_object(api.name, version, plural, QUEUE)
 
 
 @contextmanager
