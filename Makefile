@@ -126,8 +126,8 @@ bench-train:  ## of these, the training step
 bench-eval:  ## of these, features and distances
 	@$(MAKE) --no-print-directory bench GROUPS=evaluation
 
-bench-gpu: .venv/.bench-stamp  ## the same for what runs on a CUDA device
-	@$(BIN)/python tests/benchmarks/bench.py --device cuda $(GROUPS) $(if $(WRITE),--write)
+bench-gpu: .venv/.bench-stamp  ## the same for what runs on a CUDA device, in half an hour at most (MINUTES=30)
+	@$(BIN)/python tests/benchmarks/bench.py --device cuda $(GROUPS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(WRITE),--write)
 
 .venv/.bench-stamp: .venv/.stamp
 	@echo "bench: installing the libraries that are measured beside ours"

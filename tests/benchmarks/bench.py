@@ -1,11 +1,11 @@
 """The benchmark suite: `make bench`, or `python tests/benchmarks/bench.py [GROUP ...] [--write]`.
 
 The groups of rows are measured one after another, each in its own process with one thread. The results are stored in
-`.iddpm/bench/cpu.json` (or `cuda.json`). If a group fails, it is reported and the others continue. Some groups can be measured
-again: the results of the others stay, if the machine and the versions are the same. `--write` puts the tables into
-BENCHMARKS.md, and the speeds that `iddpm cost` uses into `training/cost/measured.json`.
+`.iddpm/bench/cpu.json`, or `cuda-CARD.json` for each card. If a group fails, it is reported and the others continue. Some groups
+can be measured again: the results of the others stay, if the machine and the versions are the same. `--write` puts the tables into
+BENCHMARKS.md, and the speeds that `iddpm cost` uses into `training/cost/measured.json`; what other cards have there stays.
 
-The exit status is 1 where a goal was missed or a group failed, after everything is written.
+The exit status is 1 where a goal was missed, a group failed or time was over before a group, after everything is written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import argparse
 import datetime
 import importlib
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -23,13 +25,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from machine import commit, describe
-from measuring import Measured, Run
-from reports import calibrations, markdown, on_screen, summary
+from machine import card_of, commit, describe
+from measuring import Run
+from reports import calibrations, found_of, markdown, on_screen, summary
 from rows import GROUPS, rows_of
 
 ROOT = Path(__file__).parents[2]
 SECONDS_A_GROUP = 600
+MINUTES_ON_A_CARD = 30.0
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
@@ -40,6 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="use the smallest sizes, to test that the suite runs")
     parser.add_argument("--write", action="store_true", help="rewrite BENCHMARKS.md and training/cost/measured.json")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help=f"end by then: no group begins later, and one that runs is ended; by default {MINUTES_ON_A_CARD:g} on cuda, and no end on cpu",
+    )
     parser.add_argument(
         "--out", type=Path, default=ROOT / ".iddpm" / "bench", help="directory of the results and of the files that groups share"
     )
@@ -52,9 +60,15 @@ def main(arguments: list[str] | None = None) -> int:
         parser.exit(2, f"error: {problem}\n")
     wanted = tuple(options.groups) or tuple(dict.fromkeys(row.group for row in rows_of(GROUPS, options.device)))
     results = _earlier(options)
-    for group in wanted:
+    minutes = options.minutes if options.minutes is not None else MINUTES_ON_A_CARD if options.device == "cuda" else math.inf
+    end = time.monotonic() + 60 * minutes
+    late: tuple[str, ...] = ()
+    for position, group in enumerate(wanted):
         started = time.monotonic()
-        failure = _in_own_process(group, options)
+        if started >= end:
+            late = wanted[position:]
+            break
+        failure = _in_own_process(group, options, min(SECONDS_A_GROUP, end - started))
         results["groups"][group] = {
             "date": datetime.date.today().isoformat(),
             "commit": commit(ROOT),
@@ -65,12 +79,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(on_screen(results, (group,), options.device), flush=True)
         _keep(options, results)
     print(summary(results, options.device))
+    if late:
+        print(f"stopped: {minutes:g} minutes were over before {', '.join(late)}")
     if options.write:
         path = ROOT / "BENCHMARKS.md"
         path.write_text(markdown(path.read_text(), results, options.device))
         calibrations(ROOT / "training" / "cost" / "measured.json", results, options.device)
         print("written: BENCHMARKS.md, training/cost/measured.json")
-    return 0 if _all_met(results, wanted, options.device) else 1
+    return 0 if not late and _all_met(results, wanted, options.device) else 1
 
 
 def _problem(options: argparse.Namespace) -> str | None:
@@ -79,6 +95,8 @@ def _problem(options: argparse.Namespace) -> str | None:
         return f"there is no group {unknown[0]!r}; the groups are {', '.join(GROUPS)}"
     if options.write and options.quick:
         return "--quick measures nothing that could be written"
+    if options.minutes is not None and not options.minutes > 0:
+        return f"--minutes must be above 0, got {options.minutes:g}"
     if options.device == "cuda":
         import torch
 
@@ -90,8 +108,8 @@ def _problem(options: argparse.Namespace) -> str | None:
     return None
 
 
-def _in_own_process(group: str, options: argparse.Namespace) -> str | None:
-    """Measure a group; return the reason of its failure, or None."""
+def _in_own_process(group: str, options: argparse.Namespace, seconds: float) -> str | None:
+    """Measure a group in so many seconds at most; return the reason of its failure, or None."""
     _rows_path(group, options).unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__)), "--measure", group, "--device", options.device, "--out", str(options.out)]
     command += ["--quick"] if options.quick else []
@@ -103,10 +121,10 @@ def _in_own_process(group: str, options: argparse.Namespace) -> str | None:
             command, cwd=ROOT, env={**os.environ, **threads}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            status = process.wait(SECONDS_A_GROUP)
+            status = process.wait(seconds)
         except subprocess.TimeoutExpired:
             _end(process)
-            return f"took longer than {SECONDS_A_GROUP} s (its output: {log_path})"
+            return f"took longer than {seconds:.0f} s (its output: {log_path})"
         except BaseException:
             _end(process)
             raise
@@ -157,14 +175,15 @@ def _taken(group: str, options: argparse.Namespace) -> dict[str, Any]:
     return {row.pop("key"): row for row in rows}
 
 
-def _results_path(options: argparse.Namespace) -> Path:
-    return Path(options.out) / f"{options.device}{'-quick' if options.quick else ''}.json"
+def _results_path(options: argparse.Namespace, machine: dict[str, str]) -> Path:
+    card = "-" + re.sub(r"[^a-z0-9]+", "-", card_of(machine).lower()) if options.device == "cuda" else ""
+    return Path(options.out) / f"{options.device}{card}{'-quick' if options.quick else ''}.json"
 
 
 def _earlier(options: argparse.Namespace) -> dict[str, Any]:
     """Return the stored results of this machine and these versions; without groups if there are none."""
     now = describe(options.device)
-    path = _results_path(options)
+    path = _results_path(options, now)
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text())
         if kept["machine"] == now:
@@ -173,15 +192,11 @@ def _earlier(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _keep(options: argparse.Namespace, results: dict[str, Any]) -> None:
-    _results_path(options).write_text(json.dumps(results, indent=2) + "\n")
+    _results_path(options, results["machine"]).write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _all_met(results: dict[str, Any], groups: tuple[str, ...], device: str) -> bool:
-    verdicts = []
-    for row in rows_of(groups, device):
-        found = results["groups"][row.group]["rows"].get(row.key)
-        verdicts.append(row.verdict(Measured(**found) if found else None, device))
-    return not {"MISSED", "FAILED"} & set(verdicts)
+    return not {"MISSED", "FAILED"} & {row.verdict(found_of(row, results), device) for row in rows_of(groups, device)}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 _PACKAGES = ("torch", "torchvision", "diffusers", "torch-fidelity", "pytorch-fid", "scipy", "numpy", "ray", "kfp", "mlflow")
@@ -27,6 +28,11 @@ def describe(device: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"no {package}")
     return {**told, "versions": ", ".join(versions)}
+
+
+def card_of(machine: Mapping[str, str]) -> str:
+    """The name of the card in a description of `describe("cuda")`: "NVIDIA H200"."""
+    return machine["gpu"].rpartition(", CUDA ")[0]
 
 
 def _processor() -> str:

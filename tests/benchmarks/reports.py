@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from machine import card_of
 from measuring import Measured
 from rows import GROUPS, Row, rows_of
 
@@ -15,7 +16,9 @@ from training.cost.accelerators import CARDS
 
 _TITLES = {
     "roofline": "What the machine can do",
+    "numerics": "Numerics beside the processor",
     "training": "Training step",
+    "card": "What a training step gains on the card, and what it waits for",
     "data": "Data",
     "sampling": "Sampling",
     "quality": "Fewer network evaluations",
@@ -85,18 +88,37 @@ def summary(results: Mapping[str, Any], device: str) -> str:
     return f"{counts['met']} goals met, {counts['MISSED']} missed, {counts['FAILED']} rows failed; {seconds / 60:.1f} minutes"
 
 
+_NO_CARD = "No card yet"
+
+
 def markdown(text: str, results: Mapping[str, Any], device: str) -> str:
-    """BENCHMARKS.md with the tables of this device put between their marks."""
+    """BENCHMARKS.md with the tables of this device put between their marks; those of a card replace its own and keep other cards'."""
     begin, end = f"<!-- {device} begins -->", f"<!-- {device} ends -->"
     if begin not in text or end not in text:
         raise ValueError(f"BENCHMARKS.md has no place for {device}: {begin} ... {end} is missing")
     body = "\n\n".join([_heading(results, device), *(_table(group, results, device) for group in GROUPS if rows_of((group,), device))])
+    if device == "cuda":
+        blocks = dict(_cards(text.partition(begin)[2].partition(end)[0]))
+        blocks[card_of(results["machine"]) if results["groups"] else _NO_CARD] = body
+        if len(blocks) > 1:
+            blocks.pop(_NO_CARD, None)
+        body = "\n\n".join(f"### {card}\n\n{block}" for card, block in blocks.items())
     return re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{body}\n{end}", text, flags=re.DOTALL)
+
+
+def _cards(part: str) -> Iterator[tuple[str, str]]:
+    """Yield each card's name, a heading of the third level, and what is below it."""
+    _, *found = re.split("^### ", part, flags=re.MULTILINE)
+    for block in found:
+        card, _, below = block.partition("\n")
+        yield card, below.strip()
 
 
 def _heading(results: Mapping[str, Any], device: str) -> str:
     if not results["groups"]:
-        return f"Not measured yet; `make bench{'-gpu' if device == 'cuda' else ''} WRITE=1` does."
+        if device == "cpu":
+            return "Not measured yet; `make bench WRITE=1` does."
+        return "Not measured yet; `make bench-gpu WRITE=1` does, in half an hour at most, and puts the tables of each card below its name."
     dates = sorted({told["date"] for told in results["groups"].values()})
     commits = list(dict.fromkeys(told["commit"] for told in results["groups"].values() if told["commit"]))
     machine = results["machine"]
@@ -109,6 +131,9 @@ def _heading(results: Mapping[str, Any], device: str) -> str:
         "",
         summary(results, device).rpartition(";")[0] + ".",
     ]
+    missing = [group for group in GROUPS if rows_of((group,), device) and group not in results["groups"]]
+    if missing:
+        lines += ["", f"Groups that were not measured: {', '.join(f'`{group}`' for group in missing)}."]
     missed = [row for row in rows_of(GROUPS, device) if row.verdict(found_of(row, results), device) == "MISSED"]
     if missed:
         lines += ["", "Missed:", ""]
@@ -123,7 +148,7 @@ def _heading(results: Mapping[str, Any], device: str) -> str:
 
 def _table(group: str, results: Mapping[str, Any], device: str) -> str:
     lines = [
-        f"### {_TITLES[group]}",
+        f"{'####' if device == 'cuda' else '###'} {_TITLES[group]}",
         "",
         f"    make bench{'-gpu' if device == 'cuda' else ''} GROUPS={group}",
         "",
@@ -149,7 +174,10 @@ def _table(group: str, results: Mapping[str, Any], device: str) -> str:
 
 
 def calibrations(path: Path, results: Mapping[str, Any], device: str) -> None:
-    """Puts the speeds of whole training steps and samplers into the file that `training.cost.estimate` reads; other cards' stay."""
+    """Puts the speeds of whole training steps and samplers into the file that `training.cost.estimate` reads.
+
+    Other cards' stay, and where none was measured, so do this card's.
+    """
     speeds: list[dict[str, Any]] = []
     for row in rows_of(GROUPS, device):
         measured = found_of(row, results)
@@ -166,8 +194,12 @@ def calibrations(path: Path, results: Mapping[str, Any], device: str) -> None:
                     "date": results["groups"][row.group]["date"],
                 }
             )
+    if not speeds:
+        return
     kept = json.loads(path.read_text()) if path.exists() else {}
-    machine = results["machine"]["gpu" if device == "cuda" else "processor"]
-    card = "CPU" if device == "cpu" else next((name for name in CARDS if name in machine.replace("-", " ").split()), machine)
-    kept[card] = {"machine": machine, "speeds": speeds}
+    card = "CPU"
+    if device == "cuda":
+        named = card_of(results["machine"])
+        card = next((name for name in CARDS if name in named.replace("-", " ").split()), named)
+    kept[card] = {"machine": results["machine"]["gpu" if device == "cuda" else "processor"], "speeds": speeds}
     path.write_text(json.dumps(kept, indent=2) + "\n")

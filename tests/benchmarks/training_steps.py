@@ -79,12 +79,14 @@ def move_by_parameter(average: list[torch.Tensor], parameters: list[nn.Parameter
         kept.mul_(0.9999).add_(parameter, alpha=1e-4)
 
 
-def our_trainer(experiment: Experiment, device: torch.device, *, precision: Precision, source: Any = None) -> Trainer:
-    """A trainer on images in memory, or from `source`; compiled where that pays, on a GPU."""
+def our_trainer(
+    experiment: Experiment, device: torch.device, *, precision: Precision, source: Any = None, compiled: bool | None = None
+) -> Trainer:
+    """A trainer on images in memory, or from `source`; compiled where that pays, on a GPU, unless `compiled` says."""
     on_gpu = device.type == "cuda"
     resources = Resources(
         precision=precision,
-        compile=on_gpu,
+        compile=on_gpu if compiled is None else compiled,
         num_gpus_per_worker=int(on_gpu),
         microbatch_size=experiment.optim.global_batch_size,
     )
