@@ -16,7 +16,8 @@ from pipelines.doctor.scope import Scope
 
 OLDEST_KUBERNETES = (1, 30)
 GPU = "nvidia.com/gpu"
-_GPU = re.compile(r"/gpu$|/mig-")
+_GPU = re.compile(r"/gpu(\.shared)?$|/mig-")
+"""Names of GPUs, of their slices, and of those that pods share by time (`renameByDefault` of NVIDIA's device plugin)."""
 RAY_ACCOUNT = "iddpm-ray"
 """Service account of the pods of a Ray cluster."""
 RIGHTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (

@@ -22,6 +22,7 @@ from pipelines.doctor import cluster, platform
 from pipelines.doctor.findings import FAILURE, OK, Finding
 from pipelines.doctor.identity import check_identity
 from pipelines.doctor.image import check_image
+from pipelines.doctor.network import check_s3_port
 from pipelines.doctor.pod_environment import check_sources, find_sources
 from pipelines.doctor.room import check_room
 from pipelines.doctor.scope import Check, Scope
@@ -35,6 +36,11 @@ CHECKS: tuple[Check, ...] = (
         "kfp's settings",
         "take the images of the server's release; in its config.json set injectUserEnvVars to false, as steps need no plugin",
         platform.check_kfp_settings,
+    ),
+    Check(
+        "retries of steps",
+        "apply k8s/overlays/kfp, or add k8s/components/kfp/workflow-defaults.yaml to your own; a run that ended so resumes when sent again",
+        platform.check_step_retries,
     ),
     Check("kuberay", "", cluster.check_kuberay),
     Check("kueue", "create the LocalQueue, or leave queue out", platform.check_queues),
@@ -67,8 +73,10 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check("pods of the services", "see 'kubectl -n iddpm describe pod'", platform.check_services_pods),
     Check("namespaces", "see k8s/README.md, 'For platform teams': several users, Istio", platform.check_namespaces),
+    Check("istio", "", platform.check_mutual_tls),
     Check("s3 credentials", "", check_identity),
     Check("environment of pods", "", lambda it: check_sources(it.cluster, it.sources, it.environment)),
+    Check("port of s3", "", check_s3_port),  # after the one that reads where S3 is
     Check("image", "", lambda it: check_image(it.cluster, it.image, account=it.account, in_pod=it.pull_image)),
 )
 

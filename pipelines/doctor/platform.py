@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from components.cluster.cluster_api import Response
 from pipelines.doctor.findings import ASK_ADMINISTRATOR, FAILURE, OK, WARNING, Finding
@@ -18,6 +20,10 @@ _ENFORCING = ("calico", "canal", "cilium", "antrea", "kube-router", "weave", "ov
 _TRAININGS = "iddpm"
 """The experiment of MLflow in which pipelines put trainings, unless their `tracking_experiment` says otherwise."""
 _PROFILE_LABEL = "pipelines.kubeflow.org/enabled"
+_ISTIO_ROOT = "istio-system"
+"""The namespace whose PeerAuthentication is that of all others."""
+_REACHED_BY_STEPS = (("app", "ml-pipeline", (8887, 8888)), ("component", "metadata-grpc-server", (8080,)), ("app", "seaweedfs", (8333,)))
+"""Pods of KFP that its own steps reach: a label, its value, their ports."""
 
 
 def check_network_plugin(scope: Scope) -> Iterator[Finding]:
@@ -105,11 +111,22 @@ def check_queues(scope: Scope) -> Iterator[Finding]:
     if not answer.ok:
         yield Finding(WARNING, "kueue", f"its local queues in {scope.cluster.namespace} cannot be seen{_reason(answer)}", ASK_ADMINISTRATOR)
         return
-    names = sorted(each["metadata"]["name"] for each in answer.body.get("items", []))
-    message = f"local queues in {scope.cluster.namespace}: {', '.join(names) or 'none; queue must stay empty'}"
-    missing = sorted(wanted - set(names))
+    queues = {each["metadata"]["name"]: each for each in answer.body.get("items", [])}
+    message = f"local queues in {scope.cluster.namespace}: {', '.join(sorted(queues)) or 'none; queue must stay empty'}"
+    missing = sorted(wanted - set(queues))
+    inactive = {
+        name: _words(condition)
+        for name, queue in sorted(queues.items())
+        for condition in queue.get("status", {}).get("conditions") or ()
+        if (condition["type"], condition["status"]) == ("Active", "False")
+    }
     if missing:
         yield Finding(FAILURE, "kueue", f"{message}; {', '.join(missing)} is not among them")
+    elif inactive:
+        remedy = f"a run would wait there for ever: see its cluster queue in 'kubectl -n {scope.cluster.namespace} describe localqueue'"
+        state = FAILURE if wanted & set(inactive) else WARNING
+        said = ", ".join(f"{name} is not active ({reason})" for name, reason in inactive.items())
+        yield Finding(state, "kueue", f"{message}; {said}", remedy)
     else:
         yield Finding(OK, "kueue", message)
 
@@ -125,9 +142,42 @@ def check_namespaces(scope: Scope) -> Iterator[Finding]:
             yield Finding(FAILURE, f"namespace {runs}", f"lacks the label {_PROFILE_LABEL}=true, so MLflow does not admit its pods")
         else:
             yield Finding(OK, f"namespace {runs}", "is admitted by MLflow")
-    if _labels(_namespace(scope, SERVICES_NAMESPACE)).get("istio-injection") == "enabled":
+    if _has_sidecars(_namespace(scope, SERVICES_NAMESPACE)):
         message = "gets Istio's sidecars, which may refuse the pods of runs: these have none"
         yield Finding(WARNING, f"namespace {SERVICES_NAMESPACE}", message)
+
+
+def check_mutual_tls(scope: Scope) -> Iterator[Finding]:
+    """Check that pods of KFP with Istio's sidecars take the plain connections of steps, which have none."""
+    namespace = scope.connection.kfp_namespace
+    if not _has_sidecars(_namespace(scope, namespace)):
+        return
+    answer = scope.cluster.get("/apis/security.istio.io/v1/peerauthentications")
+    policies = [each for each in answer.body.get("items", []) if each["metadata"]["namespace"] in (namespace, _ISTIO_ROOT)]
+    closed = [
+        f"{ports} of {value}"
+        for label, value, wanted in _REACHED_BY_STEPS
+        if (ports := ", ".join(str(port) for port in wanted if _mode(policies, namespace, {label: value}, port) == "STRICT"))
+    ]
+    if closed:
+        message = f"mutual TLS is required in namespace {namespace} at {'; '.join(closed)}: steps have no sidecar, and can't connect"
+        remedy = "apply the three PeerAuthentications of k8s/README.md, 'For platform teams', Istio"
+        yield Finding(WARNING, "istio", message, remedy)
+
+
+def _mode(policies: Sequence[Mapping[str, Any]], namespace: str, labels: Mapping[str, str], port: int) -> str:
+    """Return Istio's mode of mutual TLS at a port: the pod's own for the port, then the pod's, its namespace's, the mesh's."""
+    ranked: list[tuple[int, str]] = []
+    for each in policies:
+        spec, is_here = each.get("spec") or {}, each["metadata"]["namespace"] == namespace
+        selected = (spec.get("selector") or {}).get("matchLabels") or {}
+        mode = (spec.get("mtls") or {}).get("mode", "UNSET")
+        if not selected:
+            ranked.append((2 if is_here else 3, mode))
+        elif is_here and selected.items() <= labels.items():
+            at_port = (spec.get("portLevelMtls") or {}).get(str(port)) or {}
+            ranked += [(0, at_port.get("mode", "UNSET")), (1, mode)]
+    return next((mode for _, mode in sorted(ranked) if mode != "UNSET"), "PERMISSIVE")
 
 
 def check_rayjob_names(scope: Scope) -> Iterator[Finding]:
@@ -139,6 +189,26 @@ def check_rayjob_names(scope: Scope) -> Iterator[Finding]:
         yield Finding(WARNING, "rayjobs", f"in more than one namespace: {', '.join(twice)}")
     elif names:
         yield Finding(OK, "rayjobs", f"{len(names)}, each in one namespace")
+
+
+def check_step_retries(scope: Scope) -> Iterator[Finding]:
+    """Check that Argo tries steps again whose pod was stopped, as `k8s/components/kfp/workflow-defaults.yaml` lets it."""
+    path = f"/api/v1/namespaces/{scope.connection.kfp_namespace}/configmaps/workflow-controller-configmap"
+    answer = scope.cluster.get(path)
+    if not answer.ok:
+        return
+    try:
+        defaults = yaml.safe_load((answer.body.get("data") or {}).get("workflowDefaults", ""))
+        strategy = defaults["spec"]["templateDefaults"]["retryStrategy"]
+        # Without a policy Argo takes Always where there is an expression, else OnFailure.
+        is_always = strategy.get("retryPolicy", "Always" if strategy.get("expression") else "") == "Always"
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        is_always = False
+    if is_always:
+        yield Finding(OK, "retries of steps", "a step whose pod was stopped is tried again")
+    else:
+        message = "KFP was not set up with our defaults: a run may end for good when a step's pod is drained or out of memory"
+        yield Finding(WARNING, "retries of steps", message)
 
 
 def check_kfp_settings(scope: Scope) -> Iterator[Finding]:
@@ -196,6 +266,12 @@ def _namespace(scope: Scope, name: str) -> Response:
 
 def _labels(namespace: Response) -> dict[str, str]:
     return dict(namespace.body.get("metadata", {}).get("labels") or {})
+
+
+def _has_sidecars(namespace: Response) -> bool:
+    """True if Istio injects its sidecars by a label of the namespace; that of a revision counts only without the other."""
+    labels = _labels(namespace)
+    return labels.get("istio-injection", "enabled" if labels.get("istio.io/rev") else "") == "enabled"
 
 
 def _reason(answer: Any) -> str:

@@ -105,7 +105,7 @@ def check_bucket(environment: Mapping[str, str], bucket: str, *, port_forward: b
 
 
 def check_mlflow(environment: Mapping[str, str], *, port_forward: bool) -> Iterator[Finding]:
-    """Check MLflow under the name that runs use, with their user and password.
+    """Check MLflow under the name that runs use, with their user and password, and under the one that people use.
 
     Args:
         environment: Variables of a run's pod.
@@ -184,6 +184,7 @@ def _test_mlflow(address: str, url: str, environment: Mapping[str, str]) -> Find
         response = pool.request("GET", f"{url}/api/2.0/mlflow/experiments/search?max_results=1")
         version = pool.request("GET", f"{url}/version").data.decode(errors="replace").strip()[:20]
         files = pool.request("GET", f"{url}/api/2.0/mlflow-artifacts/artifacts?path={_PROBE}")
+        refusal = _refusal_of_browsers(pool, url, headers, environment.get(PUBLIC_VARIABLE, ""))
     except urllib3.exceptions.HTTPError as error:
         cause = " ".join(str(getattr(error, "reason", None) or error).split()).rpartition(": ")[2][:160]
         remedy = f"is it up ('kubectl -n iddpm get pods'), and can {address} be reached from here? ({cause})"
@@ -196,6 +197,8 @@ def _test_mlflow(address: str, url: str, environment: Mapping[str, str]) -> Find
                 message = f"{address} answers, but can't reach the storage of its files (500): runs would lack report and samples there"
                 remedy = "see its log; if it started before Secret iddpm-s3 was there: 'kubectl -n iddpm rollout restart deployment/mlflow'"
                 return Finding(FAILURE, "mlflow", message, remedy)
+            if refusal:
+                return Finding(WARNING, "mlflow", f"{version} at {address} answers runs, but {refusal[0]}", refusal[1])
             return Finding(OK, "mlflow", f"{version} at {address}, under the name that runs use")
         message, remedy = "answers with a web page, not as MLflow", "is it the log-in page of an ingress? Give the service's address"
     elif status == 401:
@@ -208,3 +211,22 @@ def _test_mlflow(address: str, url: str, environment: Mapping[str, str]) -> Find
         message = f"answers {status}: {' '.join(body.split())[:120]}"
         remedy = "see its log: 'kubectl -n iddpm logs deployment/mlflow'"
     return Finding(FAILURE, "mlflow", f"{address} {message}", remedy)
+
+
+def _refusal_of_browsers(pool: urllib3.PoolManager, url: str, headers: Mapping[str, str], public: str) -> tuple[str, str] | None:
+    """Ask as a page of MLflow's public address does; return what MLflow refuses and the remedy, or None."""
+    split = urlsplit(public)
+    host = split.netloc.lower().removesuffix({"http": ":80", "https": ":443"}.get(split.scheme, ""))  # as browsers write it
+    if not host:
+        return None
+    origin = f"{split.scheme}://{host}"
+    asked = {**headers, "Host": host, "Origin": origin, "Content-Type": "application/json"}
+    response = pool.request("POST", f"{url}/api/2.0/mlflow/experiments/search", body=b'{"max_results": 1}', headers=asked)
+    body = response.data.decode(errors="replace").lower()
+    add_origin = f"{origin} to MLFLOW_SERVER_CORS_ALLOWED_ORIGINS (as in k8s/components/cluster/kustomization.yaml)"
+    if response.status == 403 and "invalid host" in body:
+        remedy = f"add {host} to MLFLOW_SERVER_ALLOWED_HOSTS and {add_origin}, unless a proxy gives MLflow another host name"
+        return f"refuses browsers, which use the name {host} (403)", remedy
+    if response.status == 403 and "cross-origin" in body:
+        return f"refuses what its pages at {origin} ask (403): they show 'Request error'", f"add {add_origin}"
+    return None

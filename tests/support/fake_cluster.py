@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from fake_kubernetes import NAMESPACE, FakeKubernetes
 
 from components.container.image import BASE_IMAGE
@@ -37,17 +38,30 @@ def listed(*names: str, **more: Any) -> dict[str, Any]:
 
 
 NETWORK = listed("calico-node", spec={"template": {"spec": {"containers": [{"name": "calico-node"}]}}})
+_K8S = Path(__file__).parents[2] / "k8s"
 DEFAULT_CLASS = {"items": [{"metadata": {"name": "standard", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}}]}
 
 
-def node(*, cpu: str = "16", gpus: int = 0, images: tuple[str, ...] = (IMAGE_ON_NODES,), ready: str = "True") -> dict[str, Any]:
-    status = {
+def manifests(file: str) -> list[dict[str, Any]]:
+    """The objects of a file of `k8s/`."""
+    return list(yaml.safe_load_all((_K8S / file).read_text()))
+
+
+def node(
+    *,
+    cpu: str = "16",
+    gpus: int = 0,
+    gpu_type: str = "nvidia.com/gpu",
+    images: tuple[str, ...] = (IMAGE_ON_NODES,),
+    ready: str = "True",
+) -> dict[str, Any]:
+    status: dict[str, Any] = {
         "conditions": [{"type": "Ready", "status": ready}],
         "images": [{"names": list(images)}],
         "allocatable": {"cpu": cpu, "memory": "32Gi"},
     }
     if gpus:
-        status["allocatable"]["nvidia.com/gpu"] = str(gpus)
+        status["allocatable"][gpu_type] = str(gpus)
     return {"metadata": {"name": "node", "labels": {"nvidia.com/gpu.product": "NVIDIA-H100"} if gpus else {}}, "spec": {}, "status": status}
 
 
@@ -134,6 +148,7 @@ def refusal(status: int) -> tuple[int, Any]:
 def whole(mlflow: str, s3: str) -> dict[str, Any]:
     """The objects of a cluster where nothing is missing."""
     core, apps = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
+    (defaults,) = manifests("components/kfp/workflow-defaults.yaml")
     config = {"AWS_ENDPOINT_URL": s3, "AWS_DEFAULT_REGION": "us-east-1", "MLFLOW_TRACKING_URI": mlflow}
     return {
         "/version": {"major": "1", "minor": "31+", "gitVersion": "v1.31.4"},
@@ -148,6 +163,7 @@ def whole(mlflow: str, s3: str) -> dict[str, Any]:
         f"{apps}/ml-pipeline-persistenceagent": deployment("x/kfp-persistence-agent:2.17.0"),
         f"{apps}/ml-pipeline-scheduledworkflow": deployment("ghcr.io/kubeflow/kfp-scheduled-workflow-controller:2.17.0"),
         f"{core}/configmaps/pipeline-install-config": {"data": {"cronScheduleTimezone": "Europe/Berlin"}},
+        f"{core}/configmaps/workflow-controller-configmap": defaults,
         f"{core}/configmaps/iddpm-services": {"data": config},
         f"{core}/secrets/iddpm-s3": secret(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="not-to-be-shown"),
         f"{core}/serviceaccounts/pipeline-runner": {},

@@ -17,7 +17,7 @@ import fake_kfp
 import fake_kubernetes
 import pytest
 import yaml
-from fake_cluster import FakeCluster, deployment, listed, node, operator, plugin, recorded_dry_run, secret, whole
+from fake_cluster import FakeCluster, deployment, listed, manifests, node, operator, plugin, recorded_dry_run, secret, whole
 from fake_kfp import FakeKfp
 from fake_kubernetes import NAMESPACE
 
@@ -47,6 +47,7 @@ class FakeMlflow:
 
     url: str = ""
     allowed_host: str = ""
+    allowed_origin: str = ""
     authorization: str = ""
     page: str = ""
     files_status: int = 200
@@ -61,7 +62,7 @@ def mlflow() -> Iterator[FakeMlflow]:
             status, said = 200, json.dumps({"experiments": []})
             if self.path == "/version":
                 said = "3.17.2"
-            elif fake.allowed_host and self.headers["Host"] != fake.allowed_host:
+            elif fake.allowed_host and self.headers["Host"] not in fake.allowed_host.split(","):
                 status, said = 403, "Invalid Host header - possible DNS rebinding attack detected"
             elif fake.authorization and self.headers.get("Authorization") != fake.authorization:
                 status, said = 401, "You are not authenticated."
@@ -69,6 +70,17 @@ def mlflow() -> Iterator[FakeMlflow]:
                 said = fake.page
             elif "/mlflow-artifacts/" in self.path:
                 status = fake.files_status
+            self.reply(status, said)
+
+        def do_POST(self) -> None:
+            json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            refused = self.headers["Host"] in fake.allowed_host.split(",") and self.headers["Origin"] != fake.allowed_origin
+            if refused:
+                self.reply(403, "Cross-origin request blocked")
+            else:
+                self.do_GET()
+
+        def reply(self, status: int, said: str) -> None:
             self.send_response(status)
             self.end_headers()
             self.wfile.write(said.encode())
@@ -231,6 +243,15 @@ CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAME
             WARNING,
             "none of 1 ready node(s) offers nvidia.com/gpu",
         ),
+        *(
+            ("/api/v1/nodes", {"items": [node(gpus=2, gpu_type=name)]}, subject, OK, f"2 {name} on 1 of 1 ready node(s)")
+            for name, subject in (
+                ("nvidia.com/gpu", "gpus"),
+                ("nvidia.com/mig-1g.10gb", "gpus nvidia.com/mig-1g.10gb"),
+                ("amd.com/gpu", "gpus amd.com/gpu"),
+                ("nvidia.com/gpu.shared", "gpus nvidia.com/gpu.shared"),
+            )
+        ),
         ("/api/v1/nodes", {"items": [node(images=("other:1",))]}, f"image {BASE_IMAGE}", FAILURE, "kind load docker-image"),
         ("/api/v1/nodes", None, "gpus", WARNING, "cannot be seen"),
         (
@@ -291,6 +312,20 @@ CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAME
             "namespace iddpm",
             WARNING,
             "Istio's sidecars",
+        ),
+        (
+            "/api/v1/namespaces/iddpm",
+            {"metadata": {"labels": {"istio.io/rev": "stable"}}},
+            "namespace iddpm",
+            WARNING,
+            "Istio's sidecars",
+        ),
+        (
+            f"{CORE}/configmaps/workflow-controller-configmap",
+            {"data": {"executor": "imagePullPolicy: IfNotPresent"}},  # as upstream leaves it
+            "retries of steps",
+            WARNING,
+            "a run may end for good when a step's pod is drained or out of memory -> apply k8s/overlays/kfp, or add",
         ),
         (
             f"{CORE}/configmaps/ml-pipeline-server-config-5h",
@@ -421,6 +456,118 @@ def test_queues_that_may_not_be_listed_are_not_called_missing(cluster: FakeClust
     state, said = doctor("--resources", "train=rayjob-1xgpu", "--resources", "train.queue=team")[1]["kueue"]
     assert state == WARNING
     assert said == f"its local queues in {NAMESPACE} cannot be seen: it is forbidden (403) -> ask an administrator of the cluster"
+
+
+def inactive_queue(reason: str, message: str) -> dict[str, Any]:
+    """A local queue as Kueue's documentation shows one."""
+    condition = {"type": "Active", "status": "False", "reason": reason, "message": message, "lastTransitionTime": "2024-05-03T18:57:32Z"}
+    return listed("team", status={"admittedWorkloads": 0, "conditions": [condition]})
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [("ClusterQueueIsInactive", "Can't submit new workloads to clusterQueue"), ("Stopped", "LocalQueue is stopped")],
+)
+def test_a_queue_that_is_not_active_is_named_with_kueues_words(cluster: FakeCluster, doctor: Doctor, reason: str, message: str) -> None:
+    cluster.objects["/apis/kueue.x-k8s.io"] = {"preferredVersion": {"version": "v1beta2"}}
+    path = f"/apis/kueue.x-k8s.io/v1beta2/namespaces/{NAMESPACE}/localqueues"
+    cluster.objects[path] = inactive_queue(reason, message)
+    said = f"local queues in {NAMESPACE}: team; team is not active ({reason}: {message}) -> a run would wait there for ever"
+    state, words = doctor("--resources", "train=rayjob-1xgpu", "--resources", "train.queue=team")[1]["kueue"]
+    assert (state, words.startswith(said)) == (FAILURE, True)
+    assert doctor()[1]["kueue"] == (WARNING, words), "no run of these resources waits in it"
+    cluster.objects[path]["items"][0]["status"]["conditions"][0]["status"] = "True"
+    assert doctor()[1]["kueue"][0] == OK
+
+
+@pytest.mark.parametrize(
+    ("defaults", "state"),
+    [
+        ("spec: {templateDefaults: {retryStrategy: {limit: '2', retryPolicy: OnError}}}", WARNING),
+        ("spec: {templateDefaults: {retryStrategy: {limit: '2'}}}", WARNING),
+        ("spec: {templateDefaults: {retryStrategy: {expression: lastRetry.exitCode == '143'}}}", OK),
+        ("spec: {", WARNING),
+    ],
+)
+def test_steps_are_tried_again_if_argo_always_asks(cluster: FakeCluster, doctor: Doctor, defaults: str, state: str) -> None:
+    cluster.objects[f"{CORE}/configmaps/workflow-controller-configmap"] = {"data": {"workflowDefaults": defaults}}
+    assert doctor()[1]["retries of steps"][0] == state
+
+
+_POLICIES = "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies"
+
+
+@pytest.fixture
+def policies(cluster: FakeCluster) -> FakeCluster:
+    """The cluster with our NetworkPolicies, and an S3 outside at another port than they let out."""
+    cluster.objects[f"{CORE}/configmaps/iddpm-services"]["data"]["AWS_ENDPOINT_URL"] = "https://s3.example.com:9000"
+    cluster.objects[_POLICIES.format(NAMESPACE)] = {"items": manifests("base/runs/network.yaml")}
+    services = manifests("base/services/network.yaml") + manifests("components/cluster/network.yaml")
+    cluster.objects[_POLICIES.format("iddpm")] = {"items": services}
+    return cluster
+
+
+def _ports_of_s3(doctor: Doctor) -> dict[str, tuple[str, str]]:
+    return {subject.removeprefix("port of s3 for "): each for subject, each in doctor()[1].items() if subject.startswith("port of s3")}
+
+
+def test_a_port_of_s3_that_no_policy_lets_out_is_named(policies: FakeCluster, doctor: Doctor) -> None:
+    said = "no network policy of namespace {} admits 9000 of s3.example.com: where policies are enforced S3 is out of reach"
+    add = "add the port to the egress in {}, and apply your overlay again"
+    mlflow = {"MLflow": (WARNING, f"{said.format('iddpm')} -> {add.format('k8s/components/cluster/network.yaml')}")}
+    ray = {"Ray's pods": (WARNING, f"{said.format(NAMESPACE)} -> {add.format('k8s/base/runs/network.yaml')}")}
+    assert _ports_of_s3(doctor) == ray | mlflow
+    (of_runs,) = policies.objects[_POLICIES.format(NAMESPACE)]["items"]
+    of_runs["spec"]["egress"].append({"ports": [{"port": 8000, "endPort": 9000}], "to": [{"ipBlock": {"cidr": "203.0.113.0/24"}}]})
+    ray = {"Ray's pods": (OK, "network policies admit 9000 -> ")}
+    assert _ports_of_s3(doctor) == ray | mlflow
+    policies.objects[_POLICIES.format("iddpm")] = None
+    assert _ports_of_s3(doctor) == ray, "policies that may not be read are left out"
+    of_runs["spec"]["podSelector"] = {
+        "matchExpressions": [{"key": "app.kubernetes.io/managed-by", "operator": "NotIn", "values": ["iddpm"]}]
+    }
+    assert _ports_of_s3(doctor) == {}, "it chooses other pods"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "states"),
+    [("https://s3.us-east-1.amazonaws.com", {OK}), ("http://s3.example.com", {WARNING}), ("http://s3.iddpm.svc:8333", set())],
+)
+def test_the_scheme_gives_the_port_of_s3_and_one_in_the_cluster_is_left_out(
+    policies: FakeCluster, doctor: Doctor, endpoint: str, states: set[str]
+) -> None:
+    policies.objects[f"{CORE}/configmaps/iddpm-services"]["data"]["AWS_ENDPOINT_URL"] = endpoint
+    assert {state for state, _ in _ports_of_s3(doctor).values()} == states
+
+
+def _istio_of_the_guide() -> list[dict[str, Any]]:
+    text = (Path(__file__).parents[3] / "k8s/README.md").read_text()
+    block = text.partition("kubectl apply -f - <<'END'\n")[2].partition("    END\n")[0]
+    return [
+        {**each, "metadata": {**each["metadata"], "namespace": NAMESPACE}} for each in yaml.safe_load_all(block.replace("\n    ", "\n")[4:])
+    ]
+
+
+@pytest.mark.parametrize("where", [NAMESPACE, "istio-system"])
+def test_strict_mutual_tls_must_let_steps_in_as_the_guide_says(cluster: FakeCluster, doctor: Doctor, where: str) -> None:
+    path = "/apis/security.istio.io/v1/peerauthentications"
+    strict = {"metadata": {"name": "default", "namespace": where}, "spec": {"mtls": {"mode": "STRICT"}}}
+    cluster.objects[path] = {"items": [strict]}
+    assert "istio" not in doctor()[1], "KFP has no sidecars"
+    cluster.objects[f"/api/v1/namespaces/{NAMESPACE}"] = {"metadata": {"labels": {"istio.io/rev": "stable"}}}
+    state, words = doctor()[1]["istio"]
+    ports = "8887, 8888 of ml-pipeline; 8080 of metadata-grpc-server; 8333 of seaweedfs"
+    assert (state, f"at {ports}: steps have no sidecar" in words, "-> apply the three" in words) == (WARNING, True, True)
+    guide = _istio_of_the_guide()
+    assert len(guide) == 3
+    cluster.objects[path] = {"items": [strict, *guide]}
+    assert "istio" not in doctor()[1]
+    cluster.objects[path] = {"items": [strict, *guide[:2]]}
+    assert "at 8333 of seaweedfs: " in doctor()[1]["istio"][1]
+    cluster.objects[path] = {"items": [{**strict, "metadata": {"name": "default", "namespace": "another"}}]}
+    assert "istio" not in doctor()[1]
+    cluster.objects[path] = None
+    assert "istio" not in doctor()[1], "it may not be read"
 
 
 def test_a_tainted_node_takes_only_pods_that_tolerate_it(cluster: FakeCluster, doctor: Doctor) -> None:
@@ -657,8 +804,26 @@ def test_mlflow_must_take_the_name_that_runs_call_it_by(mlflow: FakeMlflow) -> N
     assert "MLFLOW_SERVER_ALLOWED_HOSTS" in finding.remedy
 
 
+def test_mlflow_must_take_the_name_that_people_call_it_by(mlflow: FakeMlflow) -> None:
+    """The real MLflow says the same words in a slow test below."""
+    inside = mlflow.url.removeprefix("http://")
+    mlflow.allowed_host = inside
+    settings = {"MLFLOW_TRACKING_URI": mlflow.url, "IDDPM_MLFLOW_PUBLIC_URL": "https://MLflow.example.com:443/ui"}
+    found = _only(check_mlflow(settings, port_forward=False))
+    assert (found.state, "refuses browsers, which use the name mlflow.example.com (403)" in found.message) == (WARNING, True)
+    assert found.remedy.startswith(
+        "add mlflow.example.com to MLFLOW_SERVER_ALLOWED_HOSTS and https://mlflow.example.com to MLFLOW_SERVER_CORS"
+    )
+    mlflow.allowed_host = f"{inside},mlflow.example.com"
+    found = _only(check_mlflow(settings, port_forward=False))
+    assert (found.state, "they show 'Request error'" in found.message) == (WARNING, True)
+    assert found.remedy.startswith("add https://mlflow.example.com to MLFLOW_SERVER_CORS_ALLOWED_ORIGINS")
+    mlflow.allowed_origin = "https://mlflow.example.com"
+    assert _only(check_mlflow(settings, port_forward=False)).state == OK
+
+
 def test_through_a_port_forward_the_name_that_runs_use_is_sent(mlflow: FakeMlflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What stands in for kubectl says that the way is open at a port where MLflow happens to listen."""
+    """A stand-in for kubectl says that it forwards a port, and MLflow happens to listen there."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     mlflow.allowed_host = "mlflow.iddpm.svc.cluster.local:5000"
     kubectl = tmp_path / "kubectl"
@@ -715,6 +880,20 @@ def test_the_real_services_are_in_order_and_the_bucket_is_left_as_it_was(service
     assert (found.state, found.message) == (OK, f"at {services.s3_endpoint}: written, read, listed and deleted")
     assert storage.list_uris(services.bucket_uri) == before
     assert _only(check_mlflow(services.env, port_forward=False)).state == OK
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("public", "state", "said"),
+    [
+        ("https://mlflow.example.com", WARNING, "refuses browsers, which use the name mlflow.example.com (403)"),
+        ("http://192.168.7.7:5000", WARNING, "refuses what its pages at http://192.168.7.7:5000 ask (403)"),
+        ("http://localhost:5000", OK, "under the name that runs use"),
+    ],
+)
+def test_the_real_mlflow_says_whether_it_takes_browsers(services: Services, public: str, state: str, said: str) -> None:
+    found = _only(check_mlflow(services.env | {"IDDPM_MLFLOW_PUBLIC_URL": public}, port_forward=False))
+    assert (found.state, said in found.message) == (state, True)
 
 
 @pytest.mark.slow
