@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.launch.resources import STAGES, read_resources
+from components.launch.resources import STAGES, StageResources, read_resources
 from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.files import decode_text, resolve_experiment
@@ -221,11 +221,20 @@ def check_settings(
         where = {"local": here, "rayjob": "on a Ray cluster made for it", "address": f"at {resources.ray_address}"}[resources.ray_mode]
         size = "" if where == "on this machine" else f", {resources.cpu} core(s) and {resources.memory} a pod"
         say(f"{stage}: {resources.num_workers} worker(s) {where}{size}")
-        if resources.ray_mode == "rayjob" and here == "on this machine":
-            _require_cluster(f"{stage}_resources")
-        _require_queue(f"{stage}_resources", resources.queue)
+        require_place(stage, resources)
         sizes.extend(resources.pod)
     return (experiment, *sizes, str(min(int(resources.pod.gpus), 1)))
+
+
+def require_place(stage: str, resources: StageResources) -> None:
+    """Refuse resources of a stage for which this run has no place: no Kubernetes, or no such queue.
+
+    Raises:
+        UserError: The message begins with the stage's parameter.
+    """
+    if resources.ray_mode == "rayjob" and not os.environ.get("KFP_POD_NAME"):
+        _require_cluster(f"{stage}_resources")
+    _require_queue(f"{stage}_resources", resources.queue)
 
 
 def _require_cluster(parameter: str) -> None:

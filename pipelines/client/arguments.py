@@ -16,11 +16,12 @@ from typing import Any
 from components.cluster.workflows import require_sweep_fits
 from components.container.image import VERSION, image_from
 from components.launch.resources import MAP_ENTRY, merge_resources, read_resources
-from components.steps.settings import read_data_options, refuse_sources, require_force_from, resolve_experiment_form
+from components.steps.settings import read_data_options, refuse_sources, require_force_from, require_place, resolve_experiment_form
 from pipelines.compile import PIPELINES, compiled
 from pipelines.compile_checks import parse_documents
 from training.config.addresses import without_passwords
 from training.config.errors import UserError
+from training.config.experiment import Resources
 from training.config.files import read_text
 from training.tracking.runs import is_run_key
 
@@ -194,6 +195,44 @@ def refuse_image(arguments: Mapping[str, Any]) -> None:
     """Refuse an image for a run on this machine, which would ignore it."""
     if "image" in arguments:
         raise ArgumentsError(f"--param image={arguments['image']}: a run on this machine uses no image; leave it out")
+
+
+def local_resources(
+    pipeline: CompiledPipeline, words: Sequence[str], *, stages: Sequence[str], num_workers: int | None = None, gpu: bool = False
+) -> dict[str, Resources]:
+    """Return the resources of each stage of a pipeline, for a command that does the work of its steps in processes of this machine.
+
+    Args:
+        words: "stage.field=value" or "stage=profile", as in `arguments_of`.
+        stages: The stages that --num-workers and --gpu speak of.
+        num_workers: The option --num-workers; None where it is not given.
+        gpu: The option --gpu.
+
+    Raises:
+        UserError: A word is unknown, given twice, or does not fit; or it asks for a Ray cluster.
+    """
+    paths = [word.partition("=")[0] for word in words]
+    words = list(words)
+    for option, field, value in (("--num-workers", "num_workers", num_workers), ("--gpu", "num_gpus_per_worker", int(gpu) or None)):
+        for path in [f"{stage}.{field}" for stage in stages] if value is not None else []:
+            if path in paths:
+                raise ArgumentsError(f"{option} and --resources {path} mean the same; give one")
+            words.append(f"{path}={value}")
+    if num_workers:  # no pod is made, whose memory would limit the number
+        words += [f"{stage}.memory={num_workers + 1}Gi" for stage in stages if f"{stage}.memory" not in paths]
+    arguments: dict[str, Any] = {}
+    for word in _profiles_first(words):
+        _change_resources(pipeline, arguments, word)
+    chosen = _chosen(pipeline, arguments)
+    found = {stage: read_resources(chosen[f"{stage}{_RESOURCES}"], stage=stage) for stage in _stages(pipeline)}
+    for stage, resources in found.items():
+        require_place(stage, resources)
+        if resources.ray_mode != "local":
+            raise ArgumentsError(
+                f"{stage}{_RESOURCES}.ray_mode {resources.ray_mode}: this command works in processes of this machine; "
+                f"`iddpm run {pipeline.name}` takes a Ray cluster"
+            )
+    return {stage: resources.work for stage, resources in found.items()}
 
 
 def cluster_arguments_of(

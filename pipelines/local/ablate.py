@@ -7,6 +7,8 @@ most of the time at the tiny scale.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.ablations.directory import ablation_uri
+from components.launch.resources import STAGES
 from evaluation.ablations.definitions.cost import trial_cost
 from evaluation.ablations.definitions.request import AblationRequest
 from pipelines.local.output import show_progress
 from pipelines.local.trial import TRACKING_EXPERIMENT, TrialJob, run_trial
 from training.config.errors import UserError
+from training.config.experiment import Experiment, Resources
 from training.console import format_duration, say
 from training.distributed.cores import available_cores
 
@@ -55,8 +59,7 @@ def run_ablation(
     *,
     sources: Mapping[str, str] | None = None,
     data_options: str = "",
-    num_workers: int = 1,
-    gpu: bool = False,
+    resources: Mapping[str, Resources] | None = None,
     parallel_trials: int | None = None,
     time_left: TimeLeft | None = None,
 ) -> AblationResult:
@@ -67,8 +70,8 @@ def run_ablation(
     Args:
         sources: Name of a data set -> source of its images.
         data_options: How the images of all data sets are prepared; see `pipelines.local.images.preparation`.
-        num_workers: Training processes of a trial, and processes that draw samples; with more than one, one trial trains at a time.
-        gpu: Train and evaluate on GPUs.
+        resources: Stage (data, train, evaluate) -> its resources; one that is missing has the defaults. With several workers of train or
+            evaluate, one trial runs at a time.
         parallel_trials: Trials at once, each in a process with one GPU or an equal part of the cores; see `choose_parallel_trials`.
         time_left: The estimate for this and further ablations; None makes one for this alone.
 
@@ -78,24 +81,24 @@ def run_ablation(
     from components.ablations.planning import list_data_sets, plan
     from components.ablations.steps import measure_joint
     from pipelines.local.images import preparation
-    from training.config.experiment import Experiment
     from training.data.splits import prepare_experiment
+    from training.distributed.ray_session import parallel_map
 
     os.environ.update(services.env)
     root, uri = services.bucket_uri, ablation_uri(request, services.bucket_uri)
-    parallel_trials = choose_parallel_trials(parallel_trials, num_workers=num_workers, gpu=gpu)
-    num_threads = 0 if num_workers > 1 else max(1, available_cores() // parallel_trials)
-    resources = {"num_workers": num_workers, "num_gpus_per_worker": int(gpu), "num_threads": num_threads}
+    resources = {**dict.fromkeys(STAGES, Resources()), **(resources or {})}
+    parallel_trials = choose_parallel_trials(parallel_trials, resources)
+    shard_map = functools.partial(parallel_map, num_workers=resources["data"].num_workers)
     time_left = time_left or estimate_time_left([request], services)
     log_path = services.home / "logs" / f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     with show_progress(log_path, request.name):
         for data_set in list_data_sets(request, root, sources=sources):
             given, experiment = data_set["source"], Experiment.from_json(data_set["experiment"])
-            prepare_experiment(experiment, data_set["data_uri"], source=given, **preparation(data_options, given))
+            prepare_experiment(experiment, data_set["data_uri"], source=given, shard_map=shard_map, **preparation(data_options, given))
         items = plan(request, root, TRACKING_EXPERIMENT)
         failed = _run_trials(items, root, resources, parallel_trials, time_left)
         if not failed or request.seeds > 1:
-            _catch(failed, "joint measurement", lambda: measure_joint(uri, resources))
+            _catch(failed, "joint measurement", lambda: measure_joint(uri, dataclasses.asdict(resources["evaluate"])))
         folder = report_locally(request, services)
     return AblationResult(uri=uri, folder=folder, failed=failed, log_path=log_path)
 
@@ -144,53 +147,72 @@ def gallery_folder(services: Services) -> Path:
     return services.home / "ablations"
 
 
-def choose_parallel_trials(parallel_trials: int | None, *, num_workers: int, gpu: bool) -> int:
+def choose_parallel_trials(parallel_trials: int | None, resources: Mapping[str, Resources]) -> int:
     """Return how many trials run at once: the number given, one with several workers, or one for each GPU or core of this machine.
 
     Of the cores it takes 8 at most.
 
+    Args:
+        resources: Stage -> resources, with those of train and evaluate.
+
     Raises:
         UserError: Several trials would have several workers each, or there is no GPU.
     """
+    num_workers, gpu = _most(resources)
     if gpu:
         import torch
 
         if not torch.cuda.device_count():
-            raise UserError("--gpu needs a GPU, and this machine shows none; without --gpu the processor trains")
+            raise UserError(
+                "a GPU is needed (--gpu, or num_gpus_per_worker 1), and this machine shows none; without it the processor trains"
+            )
     if num_workers > 1 and (parallel_trials or 1) > 1:
         raise UserError(
-            f"{parallel_trials} trials at once have one training process each; give --num-workers or --parallel-trials, not both"
+            f"{parallel_trials} trials at once have one process each, not {num_workers}; "
+            "give --parallel-trials, or workers (--num-workers or --resources), not both"
         )
     if parallel_trials or num_workers > 1:
         return parallel_trials or 1
     return torch.cuda.device_count() if gpu else min(available_cores(), _MAX_PARALLEL_TRIALS)
 
 
+def _most(resources: Mapping[str, Resources]) -> tuple[int, int]:
+    """Return the most workers that training or measuring a trial has, and the most GPUs of a worker, 0 or 1."""
+    both = resources["train"], resources["evaluate"]
+    return max(each.num_workers for each in both), max(each.num_gpus_per_worker for each in both)
+
+
 def _run_trials(
-    items: Sequence[Mapping[str, Any]], root: str, resources: Mapping[str, Any], parallel_trials: int, time_left: TimeLeft
+    items: Sequence[Mapping[str, Any]], root: str, resources: Mapping[str, Resources], parallel_trials: int, time_left: TimeLeft
 ) -> dict[str, str]:
     """Train and measure every trial; return the labels of those that failed, with the reasons."""
     from components.ablations.steps import finished_record, reason
     from training.distributed.ray_session import parallel_tasks, ray_session
 
+    num_workers, num_gpus = _most(resources)
+    own = num_workers == 1
+    share = max(1, available_cores() // parallel_trials)
+    if own and not resources["train"].num_threads:
+        resources = {**resources, "train": dataclasses.replace(resources["train"], num_threads=share)}
     jobs = []
     for number, item in enumerate(items, start=1):
         if finished_record(item) is not None:
             say(f"{item['label']}: was trained and measured before")
         else:
-            position, own = f"{number} of {len(items)}", resources["num_workers"] == 1
-            jobs.append(TrialJob(item=item, position=position, storage_root_uri=root, resources=resources, in_own_process=own))
+            position = f"{number} of {len(items)}"
+            job = TrialJob(item=item, position=position, storage_root_uri=root, resources=resources, in_own_process=own, num_threads=share)
+            jobs.append(job)
     if not jobs:
         return {}
     failed: dict[str, str] = {}
-    with ray_session(num_cpus=max(available_cores(), parallel_trials, int(resources["num_workers"]) + 1)), contextlib.ExitStack() as stack:
+    with ray_session(num_cpus=max(available_cores(), parallel_trials, num_workers + 1)), contextlib.ExitStack() as stack:
         results: Iterable[tuple[TrialJob, Exception | None]] = ((job, _run_here(job)) for job in jobs)
-        if resources["num_workers"] == 1:
+        if own:
             tasks = parallel_tasks(
                 run_trial,
                 jobs,
                 num_workers=parallel_trials,
-                num_gpus_per_worker=resources["num_gpus_per_worker"],
+                num_gpus_per_worker=num_gpus,
                 grace_seconds=_SECONDS_TO_STOP,
             )
             results = stack.enter_context(contextlib.closing(tasks))

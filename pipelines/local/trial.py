@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from training.config.experiment import Resources
 from training.console import labelled, say
 
 TRACKING_EXPERIMENT = "iddpm"
@@ -21,15 +23,17 @@ class TrialJob:
         item: Its part of the ablation's plan.
         position: "3 of 30".
         storage_root_uri: Where everything is stored.
-        resources: Fields of `training.config.experiment.Resources`.
+        resources: Stage -> resources; it reads those of train and evaluate.
         in_own_process: It runs in a process of its own, which trains without Ray Train and stores its log.
+        num_threads: CPU threads of such a process where it measures, 1 or more.
     """
 
     item: Mapping[str, Any]
     position: str
     storage_root_uri: str
-    resources: Mapping[str, Any]
+    resources: Mapping[str, Resources]
     in_own_process: bool
+    num_threads: int
 
 
 def run_trial(job: TrialJob) -> None:
@@ -43,11 +47,11 @@ def run_trial(job: TrialJob) -> None:
     from components.ablations.steps import measure_trial, train_trial
 
     if job.in_own_process:
-        torch.set_num_threads(job.resources["num_threads"])
+        torch.set_num_threads(job.num_threads)
     with labelled(job.item["label"]):
         say(f"trial {job.position}")
         run_uri = train_trial(job.item, functools.partial(_train, job))
-        measure_trial(job.item, run_uri, job.resources)
+        measure_trial(job.item, run_uri, dataclasses.asdict(job.resources["evaluate"]))
 
 
 def _train(job: TrialJob, trial_run_id: str) -> str:
@@ -63,7 +67,7 @@ def _train(job: TrialJob, trial_run_id: str) -> str:
             item["reference_uri"],
             root,
             TRACKING_EXPERIMENT,
-            job.resources,
+            dataclasses.asdict(job.resources["train"]),
             parent_run_id=trial_run_id,
             ray_address=None if job.in_own_process else "local",
         )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evaluation.tuning.request import TuneRequest
 from pipelines.local.output import show_progress
 from pipelines.local.trial import TRACKING_EXPERIMENT
+from training.config.experiment import Resources
 
 if TYPE_CHECKING:
     from pipelines.services.services import Services
@@ -31,7 +34,7 @@ class TuneResult:
 
 
 def run_tuning(
-    request: TuneRequest, services: Services, *, source: str = "", data_options: str = "", resources: Mapping[str, Any]
+    request: TuneRequest, services: Services, *, source: str = "", data_options: str = "", resources: Mapping[str, Resources]
 ) -> TuneResult:
     """Prepare the data set, run the trials that are missing, and copy the report to this machine's folder.
 
@@ -40,7 +43,7 @@ def run_tuning(
     Args:
         source: Source of the images; empty takes the data set's own.
         data_options: How they are prepared; see `pipelines.local.images.preparation`.
-        resources: Fields of `training.config.experiment.Resources`.
+        resources: Stage -> resources: data prepares the images, train trains each trial.
 
     Raises:
         UserError: The request or the data set does not fit.
@@ -56,16 +59,18 @@ def run_tuning(
     from pipelines.local.images import preparation
     from training import storage
     from training.data.splits import default_data_uri, prepare_experiment
+    from training.distributed.ray_session import parallel_map
 
     os.environ.update(services.env)
     root, experiment = services.bucket_uri, request.experiment()
     log_path = services.home / "logs" / f"tune-{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    shard_map = functools.partial(parallel_map, num_workers=resources["data"].num_workers)
     with show_progress(log_path, "tune"):
         prepared = preparation(data_options, source)
-        data_uri = prepare_experiment(experiment, default_data_uri(experiment.data, root), source=source, **prepared)
+        data_uri = prepare_experiment(experiment, default_data_uri(experiment.data, root), source=source, shard_map=shard_map, **prepared)
         reference_uri = reference_for(experiment, data_uri, root, before_training=True)
         try:
-            uri = tune(request.to_dict(), data_uri, reference_uri, root, TRACKING_EXPERIMENT, resources)
+            uri = tune(request.to_dict(), data_uri, reference_uri, root, TRACKING_EXPERIMENT, dataclasses.asdict(resources["train"]))
         finally:
             uri = tuning_uri(request, data_uri, root)
             folder = services.home / "tunings" / uri.rpartition("/")[2]

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from components.ablations.directory import ablation_uri, read_plan
-from components.ablations.tracking import ORDER_METRIC
+from components.ablations.directory import Plan, ablation_uri, read_plan
+from components.ablations.tracking import ORDER_METRIC, TrialTracking, open_parent
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import record_uri
 from pipelines.cli.paper.reproduce import beside_the_paper
@@ -28,7 +28,7 @@ from pipelines.services.services import Services
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.config.experiment import Experiment
+from training.config.experiment import Experiment, Resources
 from training.config.presets import preset
 from training.config.run_keys import run_key
 from training.data.format.manifest import read_manifest
@@ -134,6 +134,23 @@ def _check_the_trials_in_mlflow(experiment_name: str, request: AblationRequest) 
     assert re.search(r"searchFilter=.*orderByKey=.*compareRunsMode=CHART", parent.data.tags["iddpm.compare_url"])
 
 
+@pytest.mark.usefixtures("services")
+def test_mlflow_groups_the_seeds_of_a_setting_by_a_tag() -> None:
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    request = _request("own-grid", "seed=7", preset="digits-tiny-hybrid-cosine", grid={"diffusion.vlb_weight": [0.001, 0.01]}, seeds=2)
+    parent = open_parent(request, name, "s3://bucket/ablation")
+    values = {trial.label: dict(trial.values) for trial in request.trials()}
+    plan = Plan(request=request, items=[], parent_run_id=parent.run_id, parent_url=parent.url, tracking=name, values=values)
+    for trial in request.trials():
+        assert TrialTracking(plan, trial.label, trial, "", seed=trial.seed).close("FINISHED")
+    client = connect()
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`iddpm.role` = 'trial'")
+    found = sorted((run.data.tags["iddpm.setting"], run.data.params["seed"]) for run in runs)
+    assert found == [("vlb_weight=0.001", "7"), ("vlb_weight=0.001", "8"), ("vlb_weight=0.01", "7"), ("vlb_weight=0.01", "8")]
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_ablation_goes_on_with_the_missing_trials_alone(services: Services, capsys: pytest.CaptureFixture[str]) -> None:
     seed = f"seed={uuid.uuid4().int % 2**31}"
@@ -165,7 +182,8 @@ def test_a_killed_ablation_goes_on_with_the_missing_trials_alone(services: Servi
 
     checkpoint.remove(run_uri, [2])
     capsys.readouterr()
-    assert run_ablation(request, services, parallel_trials=1).failed == {}
+    slower = {"train": Resources(microbatch_size=8, num_threads=1), "evaluate": Resources(num_workers=2)}  # no part of a run's key
+    assert run_ablation(request, services, resources=slower).failed == {}
     output = capsys.readouterr().out
     assert output.count("was trained and measured before") == 3
     assert f"{label}: trial 4 of 4" in output

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from evaluation.ablations.definitions.cost import TrialCost
     from evaluation.ablations.definitions.request import AblationRequest
     from pipelines.local.ablate import AblationResult
+    from training.config.experiment import Resources
 
 _NAME = typer.Argument(..., help="An ablation (`iddpm ablations` lists them), all of them (all), a YAML file, or a name for a --grid.")
 _SCALE = typer.Option(
@@ -34,7 +36,7 @@ PARALLEL_TRIALS = typer.Option(
     None,
     min=1,
     show_default=False,
-    help="Trials at once, each in its own process. Default: one for each GPU (--gpu) or core, up to 8 cores; one with --num-workers.",
+    help="Trials at once, each in its own process. Default: one for each GPU (--gpu) or core, up to 8 cores; one with several workers.",
 )
 _RUN = typer.Option([], "--run", help="A run or checkpoint to evaluate, like vlb=s3://bucket/runs/KEY; may be repeated.")
 
@@ -60,8 +62,14 @@ def ablate(
     seeds: int = _SEEDS,
     sources: list[str] = typer.Option([], "--source", help="Source of a data set's images, like cifar10=cifar10:/data; may be repeated."),
     data_options: str = options.DATA_OPTIONS,
-    num_workers: int = typer.Option(1, min=1, help="Training processes of a trial, and processes that draw samples."),
-    gpu: bool = typer.Option(False, help="Train and evaluate on GPUs."),
+    resources: list[str] = options.RESOURCES,
+    num_workers: int | None = typer.Option(
+        None,
+        min=1,
+        show_default=False,
+        help="Training processes of a trial, and processes that draw samples: num_workers of train and of evaluate. Default: 1.",
+    ),
+    gpu: bool = typer.Option(False, help="Train and evaluate on GPUs: num_gpus_per_worker=1 of train and of evaluate."),
     parallel_trials: int | None = PARALLEL_TRIALS,
     plan: bool = typer.Option(False, "--plan", help="Only show the trials and their cost."),
     card: str = typer.Option(
@@ -78,14 +86,23 @@ def ablate(
     requests = _requests(name, scale, preset, objective, overrides, grid, runs, seeds)
     for request in requests:
         request.trials()  # refuses an invalid request before anything starts
+    stages = resources_of_trials(resources, num_workers=num_workers, gpu=gpu)
     if plan:
         _check_sources(requests, sources, data_options)
+        gpu = any(each.num_gpus_per_worker for each in stages.values())
         card = card or ("H100" if gpu or scale == "paper" else "CPU")
         costs = [_show_plan(request, card, price_per_hour) for request in requests]
         if len(costs) > 1:
             print(f"all of them: {sum(costs[1:], costs[0]).describe(card, price_per_hour=price_per_hour)}")
         return
-    run_requests(requests, sources, data_options=data_options, num_workers=num_workers, gpu=gpu, parallel_trials=parallel_trials)
+    run_requests(requests, sources, data_options=data_options, resources=stages, parallel_trials=parallel_trials)
+
+
+def resources_of_trials(words: list[str], *, num_workers: int | None, gpu: bool) -> dict[str, Resources]:
+    """Return the resources of each stage of an ablation here; see `pipelines.client.arguments.local_resources`."""
+    from pipelines.client.arguments import compiled_pipeline, local_resources
+
+    return local_resources(compiled_pipeline("ablation"), words, stages=("train", "evaluate"), num_workers=num_workers, gpu=gpu)
 
 
 def run_requests(
@@ -93,8 +110,7 @@ def run_requests(
     sources: list[str],
     *,
     data_options: str = "",
-    num_workers: int,
-    gpu: bool,
+    resources: Mapping[str, Resources],
     parallel_trials: int | None,
 ) -> list[AblationResult]:
     """Run the requests one after the other, print where their reports are, and return their results.
@@ -111,7 +127,7 @@ def run_requests(
     from pipelines.local.training import shorten_path
     from pipelines.services import services
 
-    parallel_trials = choose_parallel_trials(parallel_trials, num_workers=num_workers, gpu=gpu)
+    parallel_trials = choose_parallel_trials(parallel_trials, resources)
     sources_of = _check_sources(requests, sources, data_options)
     require_sources({source for own_sources in sources_of for source in own_sources.values()})
     running = services.up()
@@ -125,8 +141,7 @@ def run_requests(
                 running,
                 sources=own_sources,
                 data_options=data_options,
-                num_workers=num_workers,
-                gpu=gpu,
+                resources=resources,
                 parallel_trials=parallel_trials,
                 time_left=time_left,
             )

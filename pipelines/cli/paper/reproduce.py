@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pipelines.cli.paper.ablations import PARALLEL_TRIALS, pairs, run_requests
+from pipelines.cli import options
+from pipelines.cli.paper.ablations import PARALLEL_TRIALS, pairs, resources_of_trials, run_requests
 from training import storage
 from training.config.errors import UserError
 
@@ -27,7 +28,10 @@ def reproduce(
     seeds: int = typer.Option(1, min=1, help="Train every row with so many seeds; the paper has one."),
     card: str = typer.Option("H100", help="Accelerator of the cost."),
     price_per_hour: float | None = typer.Option(None, min=0, help="Price of one card per hour, in any currency.", show_default=False),
-    num_workers: int = typer.Option(1, min=1, help="Training processes, one GPU each where there are GPUs."),
+    resources: list[str] = options.RESOURCES,
+    num_workers: int | None = typer.Option(
+        None, min=1, show_default=False, help="Training processes, one GPU each where there are GPUs. Default: 1."
+    ),
     parallel_trials: int | None = PARALLEL_TRIALS,
     yes: bool = typer.Option(False, "--yes", help="Start without a question."),
 ) -> None:
@@ -43,15 +47,19 @@ def reproduce(
     if name not in REPRODUCTIONS:
         raise UserError(f"there is no table {name!r} to reproduce; {suggest(name, REPRODUCTIONS, 'tables')}")
     request = AblationRequest(name=name, scale="paper", overrides=tuple(overrides), runs=pairs(runs, "--run"), seeds=seeds)
+    import torch
+
+    said = {word.partition("=")[0] for word in resources}
+    unsaid = [stage for stage in ("train", "evaluate") if not said & {stage, f"{stage}.num_gpus_per_worker"}]
+    if torch.cuda.is_available():
+        resources = [*resources, *(f"{stage}.num_gpus_per_worker=1" for stage in unsaid)]
+    stages = resources_of_trials(resources, num_workers=num_workers, gpu=False)
     _show(request, card, price_per_hour)
     if not yes:
         if not sys.stdin.isatty():
             raise UserError("nothing was started; give --yes to start it")
         typer.confirm("Start it?", abort=True)
-    import torch
-
-    gpu = torch.cuda.is_available()
-    (result,) = run_requests([request], sources, num_workers=num_workers, gpu=gpu, parallel_trials=parallel_trials)
+    (result,) = run_requests([request], sources, resources=stages, parallel_trials=parallel_trials)
     print("\n".join(beside_the_paper(result.folder)))
     if request.changes:
         print(f"These are not the paper's numbers of images or updates: {', '.join(request.changes)}.")

@@ -22,8 +22,11 @@ def tune(
     reduction: int = typer.Option(3, help="At each rung one of so many trials goes on, the others are pruned; 0 prunes none."),
     images: str = options.IMAGES,
     data_options: str = options.DATA_OPTIONS,
-    num_workers: int = typer.Option(1, min=1, help="Training processes of a trial."),
-    gpu: bool = typer.Option(False, help="Train on GPUs."),
+    resources: list[str] = options.RESOURCES,
+    num_workers: int | None = typer.Option(
+        None, min=1, show_default=False, help="Training processes of a trial: train.num_workers. Default: 1."
+    ),
+    gpu: bool = typer.Option(False, help="Train on GPUs: train.num_gpus_per_worker=1."),
 ) -> None:
     """Search a preset's fields for the smallest distance at checkpoints: TPE suggests each trial from those before it, ASHA prunes.
 
@@ -31,6 +34,7 @@ def tune(
     """
     from components.steps.settings import refuse_sources
     from evaluation.tuning.request import TuneOptions, TuneRequest
+    from pipelines.client.arguments import compiled_pipeline, local_resources
     from pipelines.client.timing import parse_duration
     from pipelines.local.images import absolute, require_sources
     from pipelines.local.training import shorten_path
@@ -52,8 +56,8 @@ def tune(
     refuse_sources(data_options, "give --images")
     source = absolute(images)
     require_sources([source])
-    resources = {"num_workers": num_workers, "num_gpus_per_worker": int(gpu)}
-    result = run_tuning(request, services.up(), source=source, data_options=data_options, resources=resources)
+    stages = local_resources(compiled_pipeline("tune"), resources, stages=("train",), num_workers=num_workers, gpu=gpu)
+    result = run_tuning(request, services.up(), source=source, data_options=data_options, resources=stages)
     for line in result.lines:
         options.out(line)
     options.out(f"report  {shorten_path(result.folder / 'report.html')}")

@@ -151,7 +151,7 @@ def test_the_client_writes_nothing_into_the_home_directory(iddpm: Iddpm, tmp_pat
 
 @pytest.mark.slow
 def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) -> None:
-    """In a process of its own where importing any of them fails."""
+    """The client runs in a process of its own, where importing any of them fails."""
     program = textwrap.dedent(
         """
         import sys

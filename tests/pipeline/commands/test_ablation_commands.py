@@ -110,7 +110,11 @@ def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path, run_
         (("run", "ablation", "--set", "diffusion.vlb_weight=1"), "varies diffusion.vlb_weight itself"),
         (("run", "ablation", "--param", 'ablation_runs={"vlb": "s3://x"}'), 'ablation_options={"runs": {"vlb": "s3://x"}}'),
         (("run", "ablation", "--param", 'ablation_options={"sed": 5}'), "ablation_options: there is no 'sed'; did you mean 'seeds'"),
-        (("ablate", "width", "--num-workers", "2", "--parallel-trials", "2"), "give --num-workers or --parallel-trials, not both"),
+        (
+            ("ablate", "width", "--num-workers", "2", "--parallel-trials", "2"),
+            "2 trials at once have one process each, not 2; give --parallel-trials",
+        ),
+        (("ablate", "width", "--resources", "evaluate.num_workers=3", "--parallel-trials", "2"), "have one process each, not 3"),
         (("ablate", "width", "--seeds", "334"), "has 1,002 trials; it may have 1,000: take fewer seeds"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import importlib.metadata
 import json
@@ -21,9 +23,11 @@ import torch
 import typer
 from PIL import Image
 
+from components.launch.resources import STAGES, read_resources
 from pipelines.cli.main import app
 from pipelines.cli.runs import local
 from pipelines.client.arguments import arguments_of, compiled_pipeline
+from pipelines.local.ablate import _run_trials
 from pipelines.local.images import preparation
 from pipelines.services.services import Services, connect
 from training.config.experiment import Resources
@@ -46,7 +50,7 @@ COMMANDS = dict(_commands(typer.main.get_command(app)))
 
 
 def test_help_waits_for_no_library_but_that_of_the_command_line() -> None:
-    """What a library costs at the start of every command is seconds on a slow machine; `iddpm --help` takes half of one."""
+    """A library can cost every command seconds on a slow machine; `iddpm --help` takes half a second."""
     program = str(Path(sys.executable).with_name("iddpm"))
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
     done = subprocess.run([program, "--help"], capture_output=True, text=True, check=True, env=environment)
@@ -296,7 +300,7 @@ def test_a_folder_of_images_is_the_same_one_for_a_tuning_as_for_a_training(
     assert run_iddpm("train", "digits-hybrid-cosine", "--images", "digits")[0] == 0
     assert run_iddpm("tune", "digits-hybrid-cosine", "--images", "digits", "--search", "model.dropout=0..0.2")[0] == 0
     assert trained.call_args.args[0]["data_source"] == tuned.call_args.kwargs["source"] == str(folder)
-    assert Resources(**tuned.call_args.kwargs["resources"]) == Resources()  # all cores, as of a training
+    assert tuned.call_args.kwargs["resources"]["train"] == Resources()  # all cores, as of a training
 
 
 def test_a_tuning_and_an_ablation_prepare_their_images_as_the_options_say(
@@ -319,6 +323,121 @@ def test_a_tuning_and_an_ablation_prepare_their_images_as_the_options_say(
         assert status == 1
         assert error.startswith("error: data_options: there is no 'num_tests'; did you mean 'num_test'?")
         assert "give --" in run_iddpm(*command, "--data-options", '{"sources": {"digits": "/data"}}')[2]
+
+
+_TUNE = ("tune", "digits-hybrid-cosine", "--search", "model.dropout=0..0.2")
+_ABLATE = ("ablate", "width")
+
+
+@pytest.fixture
+def resources_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_iddpm: Command) -> Callable[..., dict[str, Resources]]:
+    """Run a command up to its work, and return the resources of each stage that it would work with."""
+    trained, tuned, ablated = (
+        Mock(),
+        Mock(return_value=Mock(lines=[], folder=tmp_path)),
+        Mock(return_value=Mock(failed={}, folder=tmp_path)),
+    )
+    monkeypatch.setattr("pipelines.services.services.up", Mock(return_value=Mock(home=tmp_path)))
+    monkeypatch.setattr("pipelines.local.ablate.estimate_time_left", Mock())
+    monkeypatch.setattr("pipelines.local.training.train_here", trained)
+    monkeypatch.setattr("pipelines.local.tune.run_tuning", tuned)
+    monkeypatch.setattr("pipelines.local.ablate.run_ablation", ablated)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+
+    def given(*words: str) -> dict[str, Resources]:
+        assert run_iddpm(*words)[::2] == (0, "")
+        if words[0] != "train":
+            found: dict[str, Resources] = {"tune": tuned, "ablate": ablated}[words[0]].call_args.kwargs["resources"]
+            return found
+        arguments = trained.call_args.args[0]
+        return {stage: read_resources(arguments.get(f"{stage}_resources", "laptop"), stage=stage).work for stage in STAGES}
+
+    return given
+
+
+def test_a_tuning_and_an_ablation_take_every_resource_that_a_training_takes(resources_given: Callable[..., dict[str, Resources]]) -> None:
+    changed = {
+        "num_workers": 2,
+        "min_workers": 1,
+        "num_gpus_per_worker": 1,
+        "microbatch_size": 8,
+        "precision": "bf16",
+        "compile": True,
+        "gradient_checkpointing": True,
+        "num_threads": 1,
+        "cache_dir": "/scratch",
+        "resident_data": True,
+        "collective_timeout_seconds": 60,
+    }
+    assert changed.keys() == {field.name for field in dataclasses.fields(Resources)}
+    values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changed.items()}
+    words = [f"train.{name}={value}" for name, value in values.items()]
+    words += ["data.num_workers=3", "evaluate=1xgpu", "evaluate.num_workers=4"]
+    said = [part for word in words for part in ("--resources", word)]
+    found = resources_given("train", "digits-hybrid-cosine", *said)
+    assert (found["train"], found["data"].num_workers, found["evaluate"].num_workers) == (Resources.from_dict(changed), 3, 4)
+    assert resources_given(*_TUNE, *said) == resources_given(*_ABLATE, *said) == found
+
+
+def test_the_options_for_workers_and_gpus_are_fields_of_the_resources(resources_given: Callable[..., dict[str, Resources]]) -> None:
+    both = Resources(num_workers=8, num_gpus_per_worker=1, precision="bf16")
+    options = ("--num-workers", "8", "--gpu", "--resources", "train=laptop", "--resources", "train.precision=bf16")
+    plain = Resources(num_workers=8, num_gpus_per_worker=1)
+    assert resources_given(*_ABLATE, *options) == {"data": Resources(), "train": both, "evaluate": plain}
+    assert resources_given(*_TUNE, *options) == {"data": Resources(), "train": both, "evaluate": Resources()}
+
+
+@pytest.mark.parametrize("command", [_TUNE, _ABLATE], ids=["tune", "ablate"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--num-workers", "2", "--resources", "train.num_workers=2"), "--num-workers and --resources train.num_workers mean the same"),
+        (("--gpu", "--resources", "train.num_gpus_per_worker=0"), "--gpu and --resources train.num_gpus_per_worker mean the same"),
+        (("--resources", "train.num_threads=1", "--resources", "train.num_threads=2"), "--resources train.num_threads is given twice"),
+        (("--resources", "trian.num_threads=1"), "has no stage 'trian'; did you mean 'train'?"),
+        (("--resources", "train.num_thread=1"), "train_resources: there is no 'num_thread'; did you mean 'num_threads'?"),
+        (("--resources", "train.precision=fp16"), "train_resources.precision: Input should be 'fp32' or 'bf16'"),
+        (("--resources", "evaluate.num_threads=1"), "evaluate_resources.num_threads is read by training alone"),
+        (("--resources", "train=rayjob-2xcpu"), "train_resources: no cluster is known here"),
+        (
+            ("--resources", "train.ray_mode=address", "--resources", "train.ray_address=auto"),
+            "train_resources.ray_mode address: this command works in processes of this machine; `iddpm run ",
+        ),
+    ],
+)
+def test_a_tuning_and_an_ablation_refuse_resources_in_one_line_before_anything_starts(
+    tmp_path: Path, run_iddpm: Command, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], words: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setattr("pipelines.services.services.up", Mock(side_effect=AssertionError))
+    status, _, error = run_iddpm(*command, *words)
+    assert (status, error.count("\n")) == (1, 1)
+    assert said in error
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_trial_is_trained_and_measured_with_the_resources_of_its_stage(monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
+    trained, measured = Mock(return_value="s3://b/runs/1"), Mock()
+    monkeypatch.setattr("components.ablations.steps.finished_record", lambda item: None)
+    monkeypatch.setattr("components.ablations.steps.train_trial", lambda item, train: train("mlflow-run"))
+    monkeypatch.setattr("components.ablations.steps.measure_trial", measured)
+    monkeypatch.setattr("components.steps.train.train_run", trained)
+    monkeypatch.setattr("pipelines.local.trial._log_stored", lambda job, experiment: contextlib.nullcontext())
+    monkeypatch.setattr("pipelines.local.ablate.available_cores", lambda: 4)
+    monkeypatch.setattr("training.distributed.ray_session.ray_session", lambda num_cpus: contextlib.nullcontext())
+    alone = Mock(side_effect=lambda run, jobs, **_: ((job, run(job)) for job in jobs))
+    monkeypatch.setattr("training.distributed.ray_session.parallel_tasks", alone)
+    threads = Mock()
+    monkeypatch.setattr("torch.set_num_threads", threads)
+    item = {"label": "a", "ablation_uri": "s3://b/a", "experiment_preset": "digits-hybrid-cosine", "overrides": []}
+    stages = {"train": Resources(precision="bf16", collective_timeout_seconds=60), "evaluate": Resources(num_workers=num_workers)}
+    failed = _run_trials([{**item, "data_uri": "s3://b/d", "reference_uri": ""}], "s3://b", stages, 2, Mock(describe=lambda: ""))
+    assert failed == {}
+    assert alone.called == threads.called == (num_workers == 1)  # one that is measured by several processes has no process of its own
+    share = 2 if num_workers == 1 else 0
+    assert Resources(**trained.call_args.args[5]) == dataclasses.replace(stages["train"], num_threads=share)
+    assert trained.call_args.kwargs["ray_address"] == (None if num_workers == 1 else "local")
+    assert Resources(**measured.call_args.args[2]) == stages["evaluate"]
 
 
 def test_cost_counts_a_microbatch_in_images_and_memory_in_bytes(run_iddpm: Command) -> None:

@@ -150,7 +150,7 @@ def test_what_a_killed_run_leaves_is_stopped_by_the_next(toy: ModuleType, tmp_pa
 def test_a_process_that_can_not_be_killed_ends_a_run_with_an_error_that_names_it(
     toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one that hangs in the kernel; nothing may wait for it for ever."""
+    """A process that hangs in the kernel can't be killed; nothing may wait for it for ever."""
     hangs = subprocess.Popen(["sleep", "600"], env={"IDDPM_LOCAL_RUN": f"{tmp_path.resolve()}:killed"})
     with monkeypatch.context() as patched:
         patched.setattr(psutil.Process, "kill", lambda self: None)

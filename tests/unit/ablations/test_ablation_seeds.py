@@ -17,6 +17,7 @@ from evaluation.records.intervals import mean_interval, seeds_to_decide
 from pipelines.local.ablate import TimeLeft, choose_parallel_trials
 from training import storage
 from training.config.errors import UserError
+from training.config.experiment import Resources
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 20])
@@ -146,12 +147,14 @@ def test_trials_run_at_once_on_every_core_or_gpu(
 ) -> None:
     monkeypatch.setattr("pipelines.local.ablate.available_cores", lambda: cores)
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    assert choose_parallel_trials(given, num_workers=num_workers, gpu=gpus > 0) == expected
+    resources = Resources(num_workers=num_workers, num_gpus_per_worker=min(gpus, 1))
+    assert choose_parallel_trials(given, {"train": resources, "evaluate": Resources()}) == expected
+    assert choose_parallel_trials(given, {"train": Resources(), "evaluate": resources}) == expected
 
 
 def test_trials_that_can_not_run_like_this_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="4 trials at once have one training process each; give --num-workers or --parallel-trials"):
-        choose_parallel_trials(4, num_workers=2, gpu=False)
+    with pytest.raises(UserError, match="4 trials at once have one process each, not 2; give --parallel-trials, or workers"):
+        choose_parallel_trials(4, {"train": Resources(), "evaluate": Resources(num_workers=2)})
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(UserError, match="--gpu needs a GPU, and this machine shows none"):
-        choose_parallel_trials(None, num_workers=1, gpu=True)
+    with pytest.raises(UserError, match=r"a GPU is needed .*, and this machine shows none"):
+        choose_parallel_trials(None, {"train": Resources(num_gpus_per_worker=1), "evaluate": Resources()})
