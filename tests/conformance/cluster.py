@@ -54,7 +54,7 @@ scoring_num_samples = 100
 likelihood_num_images = 20
 likelihood_steps = 10
 """
-"""As small as shows the effect: 8x8 digits, a network of two levels, 100 samples a score."""
+"""The smallest sizes that show the effect: 8x8 digits, a network of two levels, 100 samples a score."""
 
 RAYJOB = json.dumps(
     {
@@ -92,7 +92,7 @@ http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 
 
 class NotSeenError(RuntimeError):
-    """What a scenario waited for did not come; the message says what."""
+    """An event that a scenario waited for did not come; the message names it."""
 
 
 class NotHereError(RuntimeError):

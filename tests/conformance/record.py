@@ -1,4 +1,4 @@
-"""What a cluster said during a scenario: Workflows, pods, RayJobs and events, state by state; KFP's and MLflow's answers; commands' output.
+"""Record a cluster during a scenario: Workflows, pods, RayJobs and events, state by state; KFP's and MLflow's answers; commands' output.
 
 The form on disk is that of `tests/recordings`: gzipped JSON, an object's first state whole, then its metadata and status.
 A judgement reads only this, so it can be run again on what was recorded before.
@@ -34,7 +34,7 @@ class Claim(NamedTuple):
 
 @dataclass(kw_only=True)
 class Record:
-    """What was seen in one scenario.
+    """The record of one scenario.
 
     Attributes:
         name: The scenario.

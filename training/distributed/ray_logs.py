@@ -7,8 +7,10 @@ import io
 import logging
 import os
 import platform
+import re
 import tarfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,12 @@ from training.storage.logs import LogUpload, log_uri
 
 _NOISE = ("PlacementGroupCleaner", "State API may be temporarily unavailable", "PreemptionWatcher", "Failed to send resource request for")
 """Ray Train repeats these warnings where Ray has no dashboard, at each start, and on busy nodes; they have no effect."""
+_LOW_MEMORY = "killed due to the node running low on memory"
+_DUMP_END = "Refer to the documentation on how to address the out of memory issue"
+"""Words in the first and in the last of about fifty lines that Ray writes about a node's memory, again in each error that follows."""
+_DUMP_LINES = 200
+"""A longer dump has lost its last line."""
+_MEMORY_USED = re.compile(r"was (\S+) used / (\S+) limit")
 _MAX_FILE_BYTES = 256 * 1024
 _MAX_FILES = 200
 
@@ -31,9 +39,10 @@ def hide_noise() -> None:
     show: Callable[..., None] = worker.print_worker_logs
     if getattr(show, "hides_noise", False):
         return
+    filters: defaultdict[tuple[Any, ...], NoiseFilter] = defaultdict(NoiseFilter)
 
     def show_rest(data: Mapping[str, Any], *rest: Any, **options: Any) -> None:
-        if lines := without_noise(data["lines"]):
+        if lines := filters[data.get("ip"), data.get("pid"), data.get("is_err")].rest(data["lines"]):
             show({**data, "lines": lines}, *rest, **options)
 
     show_rest.hides_noise = True  # type: ignore[attr-defined]
@@ -42,18 +51,53 @@ def hide_noise() -> None:
     tokens.addFilter(lambda record: "is enabled for this Ray cluster" not in record.getMessage())  # as it should be
 
 
-def without_noise(lines: Sequence[str]) -> list[str]:
-    """Leave out Ray's warnings that have no effect, each with the traceback that follows it."""
-    kept, in_noise = [], False
-    for line in lines:
-        if any(words in line for words in _NOISE):
-            in_noise = True
-        elif in_noise and line.startswith(("Traceback (most recent call last)", " ", "ray.exceptions.")):
-            in_noise = not line.startswith("ray.exceptions.")  # the last line of the traceback
-        else:
+class NoiseFilter:
+    """Leave lines that are not about the run out of one file of a process, whose lines come in parts.
+
+    These are Ray's warnings that have no effect, each with the traceback that follows it; and where Ray killed processes for their
+    memory, all but the first line about the node's memory, and the traceback before it. Ray's logs in S3 keep them.
+    """
+
+    def __init__(self) -> None:
+        self._dump_lines_left = 0
+
+    def rest(self, lines: Sequence[str]) -> list[str]:
+        """Return the lines to show of the next part."""
+        kept: list[str] = []
+        in_noise = False
+        traceback_at: int | None = None  # of a traceback in `kept` that may end in a dump
+        for line in lines:
+            if self._dump_lines_left and not line.startswith("iddpm|"):
+                self._dump_lines_left = 0 if _DUMP_END in line else self._dump_lines_left - 1
+                continue
+            self._dump_lines_left = 0
+            if any(words in line for words in _NOISE):
+                in_noise = True
+                continue
+            if in_noise and line.startswith(("Traceback (most recent call last)", " ", "ray.exceptions.")):
+                in_noise = not line.startswith("ray.exceptions.")  # the last line of the traceback
+                continue
             in_noise = False
+            if _LOW_MEMORY in line and not line.startswith("iddpm|"):  # one of ours may repeat Ray's words
+                self._dump_lines_left = _DUMP_LINES
+                del kept[len(kept) if traceback_at is None else traceback_at :]
+            if line.startswith("Traceback (most recent call last)"):
+                traceback_at = len(kept)
+            elif not line.startswith((" ", "ray.train.ControllerError:")):  # the dump is that error's second line
+                traceback_at = None
             kept.append(line)
-    return kept
+        return kept
+
+
+def memory_shortage(error: BaseException) -> str:
+    """Return what Ray's error says of a node's memory, with the remedy, in one line; empty where memory is not the reason."""
+    if _LOW_MEMORY not in str(error):
+        return ""
+    used = _MEMORY_USED.search(str(error))
+    return (
+        f"memory ran out{f' ({used[1]} used, the limit is {used[2]})' if used else ''}; if it happens again, give it more "
+        '(train_resources: {"memory": ...}, of a RayJob\'s head rayjob: {"head_memory": ...}) or a smaller microbatch_size'
+    )
 
 
 def logs_of_this_node() -> Path:

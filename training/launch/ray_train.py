@@ -28,7 +28,7 @@ from training.config.errors import lines_of
 from training.config.experiment import Resources
 from training.console import say
 from training.distributed.cores import available_cores
-from training.distributed.ray_logs import logs_of_this_node, store_logs, worker_log_stored
+from training.distributed.ray_logs import logs_of_this_node, memory_shortage, store_logs, worker_log_stored
 from training.distributed.ray_session import ray_session
 from training.distributed.signals import StopFlag, run_stoppable
 from training.launch.worker import Control, require_possible, set_up_device, train_worker
@@ -152,15 +152,12 @@ def _fit(job: Job, scratch: str) -> Outcome:
         )
         try:
             outcome: Outcome = trainer.fit().return_value  # type: ignore[attr-defined]
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             if _saved_step(job) <= before:
+                if isinstance(error, ray.exceptions.RayError) and not memory_shortage(error):
+                    raise  # Ray lost what leads the workers, which says nothing against the training
                 raise TrainingError(_failure_message(error, job, before)) from error
-            say(f"workers failed {MAX_WORKER_FAILURES + 1} times, but there is a new checkpoint: they are started again")
-        except ray.exceptions.RayError as error:  # Ray lost what leads the workers, as where memory is short
-            if _saved_step(job) <= before:
-                raise
-            reason = lines_of(error)[0]
-            say(f"training was lost, but there is a new checkpoint: it is started again ({reason})")
+            say(f"training was lost, but there is a new checkpoint, from which it is started again: {_reason(error)}")
         else:
             return outcome
         _free_reservations()
@@ -195,10 +192,17 @@ def _saved_step(job: Job) -> int:
 
 
 def _failure_message(error: Exception, job: Job, saved_step: int) -> str:
+    then = f"resumes from step {saved_step:,} of" if saved_step else "begins anew in"
+    return f"training stopped: {_reason(error)}. The same command {then} {job.run_uri}"
+
+
+def _reason(error: Exception) -> str:
+    """Return why Ray gave a training up, in one line."""
+    if shortage := memory_shortage(error):
+        return shortage
     causes = getattr(error, "worker_failures", None) or {}
     reasons = "; ".join(f"worker {rank}: {lines_of(cause)[-1]}" for rank, cause in sorted(causes.items()))
-    then = f"resumes from step {saved_step:,} of" if saved_step else "begins anew in"
-    return f"training stopped: {reasons or error}. The same command {then} {job.run_uri}"
+    return reasons or lines_of(getattr(error, "controller_failure", error))[0]
 
 
 # -- in a worker -------------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def run_rayjob(
         progress: Returns the step of the last checkpoint. A lost job is started again up to `MAX_LOSSES` times without progress.
 
     Raises:
-        RayJobError: It failed, was deleted, was lost too often, outlived its deadline, or KubeRay does not see it.
+        RayJobError: It failed, was deleted, was lost too often, or KubeRay does not see it or did not end it at its deadline.
         KubernetesError: The API refuses, or is away for too long; a job that was started goes on.
     """
     ownership, quick = _Ownership(), api.quick_requests(job.name)
@@ -344,7 +344,8 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool
 def _require_in_time(job: RayJob, found: dict[str, Any], seconds: float, api: KubernetesApi, *, is_own: bool) -> None:
     """Give up a job that KubeRay's operator should have noticed or ended by now, and delete it if it is this launcher's own.
 
-    The deadline is that of the job which is there: another run may have asked for a longer one than `job`.
+    The deadline is that of the job which is there: another run may have asked for a longer one than `job`. A job of this launcher
+    that outlived it is lost, as is one that KubeRay itself ended at its deadline.
     """
     deadline = found["spec"].get("activeDeadlineSeconds") or job.resources.rayjob.active_deadline_seconds
     is_unseen = read_status(found).deployment == "" and seconds > _SLACK_SECONDS
@@ -356,10 +357,10 @@ def _require_in_time(job: RayJob, found: dict[str, Any], seconds: float, api: Ku
     operator = "is KubeRay's operator running ('kubectl get pods -A -l app.kubernetes.io/name=kuberay-operator')?"
     if is_unseen:
         raise RayJobError(f"KubeRay has not looked at RayJob {job.name} for {format_duration(seconds)}, and {end}; {operator}")
-    raise RayJobError(
-        f"RayJob {job.name} outlived its deadline of {format_duration(deadline)}, and {end}; {operator} "
-        "The same command goes on from the latest checkpoint"
-    )
+    message = f"RayJob {job.name} outlived its deadline of {format_duration(deadline)}, and {end}; {operator}"
+    if is_own:
+        raise _RayJobLostError(message)
+    raise RayJobError(f"{message} The same command goes on from the latest checkpoint")
 
 
 def _new_troubles(before: list[str], now: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ _RESUMES = "the same command goes on from the latest checkpoint"
 
 _REMEDIES = {
     "SubmissionFailed": f"its head was lost, or its submitter died more than once; {_RESUMES}",
-    "DeadlineExceeded": f"it ran into its deadline; {_RESUMES}, and a longer deadline lets it run through",
+    "DeadlineExceeded": f"it ran into its deadline; {_RESUMES}, and a longer one (rayjob: active_deadline_seconds) lets it run through",
     "PreRunningDeadlineExceeded": "its pods did not come up in time; ask for less, for other nodes, or wait longer before giving up",
     "AppFailed": f"the step itself failed, its last lines say why; once that is fixed {_RESUMES}",
     "JobDeploymentStatusTransitionGracePeriodExceeded": f"Ray ended the job but its cluster did not answer to the end; {_RESUMES}",

@@ -1,4 +1,4 @@
-"""Of a finished, a given up and a running training the job of `iddpm-gc` deletes the given up one alone, and the others are undamaged."""
+"""The job of `iddpm-gc` deletes a training that was given up; a finished one and a running one stay undamaged."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Of a run that has succeeded `iddpm retry --from evaluate` evaluates again in the same MLflow run, and `--from train` trains another."""
+"""A run that has succeeded is evaluated again in the same MLflow run by `iddpm retry --from evaluate`; `--from train` trains another."""
 
 import json
 

@@ -5,7 +5,7 @@ import json
 from conformance.cluster import Cluster, messages_about
 from conformance.record import Claim, Record
 
-from components.reaper.messages import TOLD_LABEL
+from components.reaper.messages import REPORTED_LABEL
 
 
 def drive(cluster: Cluster) -> None:
@@ -16,7 +16,7 @@ def drive(cluster: Cluster) -> None:
 
     def label() -> str:
         labels = (cluster.workflow(run.run_id) or {})["metadata"]["labels"]
-        return str(labels.get(TOLD_LABEL, ""))
+        return str(labels.get(REPORTED_LABEL, ""))
 
     before = cluster.wait("the reaper has noted the first end", label, 600)
     resume = cluster.suspend("iddpm-reaper")

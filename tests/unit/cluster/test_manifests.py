@@ -29,7 +29,7 @@ from components.cluster.workflows import Owner
 from components.launch.rayjob.follow import Pace, run_rayjob
 from components.launch.rayjob.manifest import POD_ANNOTATIONS, RayJob, render
 from components.launch.resources import PROFILES, RayJobOptions, StageResources, read_resources
-from components.reaper.messages import TOLD_LABEL
+from components.reaper.messages import REPORTED_LABEL
 from components.reaper.rayjobs import delete_finished_rayjobs
 from pipelines.cli import main as cli
 
@@ -358,7 +358,7 @@ def test_the_reapers_role_grants_exactly_its_requests(tmp_path, monkeypatch):
         api = KubernetesApi(fake_kubernetes.NAMESPACE)
         delete_finished_rayjobs(api)
         list(api.workflows("pipeline/runid=1"))  # for each run that MLflow shows as running
-        api.label_workflow("train-x", TOLD_LABEL, "true")
+        api.label_workflow("train-x", REPORTED_LABEL, "true")
         api.log_tail("train-x-1")  # for each step that has failed
         asked = {_permission(method, path) for _, method, path in fake.requests}
     rules = _named("kind", "Role", "iddpm-reaper", "kubeflow")["rules"]
@@ -516,10 +516,14 @@ def _is_tried_again(**last: str) -> bool:
 
 
 def test_argo_tries_a_step_again_whose_pod_was_stopped_also_where_it_still_sees_the_pod():
-    """A cluster had both for the same deletion: "pod deleted" as an Error, and a Failed container with the exit code 143."""
+    """A cluster had both for the same deletion: "pod deleted" as an Error, and a Failed container with the exit code 143.
+
+    137 is that of a container that was killed as a whole, as with cgroup v2 where one of its processes ran out of memory.
+    """
     assert _is_tried_again(status="Error", message="pod deleted")
-    assert _is_tried_again(exitCode="143")
-    assert _is_tried_again(exitCode="137")
+    assert _is_tried_again(exitCode="143", message="main: Error (exit code 143)")
+    assert _is_tried_again(exitCode="137", message="main: OOMKilled (exit code 137)")
+    assert _is_tried_again(exitCode="137", message="main: Error (exit code 137)")
     assert not _is_tried_again(exitCode="1")
     assert not _is_tried_again()  # a step that failed with all its tries
     assert not _is_tried_again(status="Error")  # a DAG around it

@@ -1,4 +1,4 @@
-"""What platform teams choose: the Gateway API, S3 without keys, several users, External Secrets, and the backup of MLflow's database."""
+"""Choices of platform teams: the Gateway API, S3 without keys, several users, External Secrets, and the backup of MLflow's database."""
 
 from __future__ import annotations
 

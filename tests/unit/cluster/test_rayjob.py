@@ -30,6 +30,13 @@ _SUCCEEDED = recorded_statuses("4504db")
 _RUNNING = next(status for status in _SUCCEEDED if status.get("jobStatus") == "RUNNING")
 _GOOD = _SUCCEEDED[-1]
 _FAILED = recorded_statuses("47d66d")[-1]
+# Not recorded: in KubeRay's words (1.7, checkActiveDeadlineAndUpdateStatusIfNeeded), which leave Ray's status as it was.
+_PAST_DEADLINE = {
+    **_RUNNING,
+    "jobDeploymentStatus": "Failed",
+    "reason": "DeadlineExceeded",
+    "message": "The RayJob has passed the activeDeadlineSeconds. StartTime: 2026-12-01 01:30:00 +0000 UTC. ActiveDeadlineSeconds: 240",
+}
 _WORKFLOW = Owner("argoproj.io/v1alpha1", "train-x", "workflow-1")
 
 
@@ -190,10 +197,18 @@ def test_two_launchers_of_one_run_share_one_job(cluster):
 # -- how it ends badly -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recording", ["47d66d", "967f1a"], ids=["submitter lost", "head killed"])
-def test_a_lost_job_goes_on_from_the_last_checkpoint_on_a_new_one_once_its_pods_are_gone(cluster, capsys, recording):
+@pytest.mark.parametrize(
+    ("statuses", "reasons"),
+    [
+        (recorded_statuses("47d66d"), ["SubmissionFailed", "BackoffLimitExceeded"]),
+        (recorded_statuses("967f1a"), ["SubmissionFailed", "BackoffLimitExceeded"]),
+        ([_RUNNING, _PAST_DEADLINE], ["DeadlineExceeded", "has passed the activeDeadlineSeconds", "active_deadline_seconds"]),
+    ],
+    ids=["submitter lost", "head killed", "deadline"],
+)
+def test_a_lost_job_goes_on_from_the_last_checkpoint_on_a_new_one_once_its_pods_are_gone(cluster, capsys, statuses, reasons):
     clock, deleted_at = _Clock(), []
-    cluster.script = recorded_statuses(recording)
+    cluster.script = statuses
 
     def pods_of_the_lost_job(rayjob: dict[str, Any]) -> None:
         if len(cluster.created) == 1 and rayjob.get("status") == cluster.script[-1]:
@@ -211,7 +226,7 @@ def test_a_lost_job_goes_on_from_the_last_checkpoint_on_a_new_one_once_its_pods_
     _run(clock=clock, progress=lambda: 400)
     assert len(cluster.created) == 2
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("SubmissionFailed", "BackoffLimitExceeded", "going on from step 400"))
+    assert all(word in printed for word in (*reasons, "going on from step 400"))
 
 
 @pytest.mark.parametrize(("steps", "jobs"), [([0, 0, 0, 0], 3), ([0, 200, 200, 400, 400, 400], 5)], ids=["no progress", "progress"])
@@ -365,10 +380,27 @@ def test_a_job_that_another_run_has_deleted_when_it_was_done_is_done(cluster):
     _run()
 
 
-def test_a_job_that_outlives_its_deadline_is_deleted(cluster):
+def test_a_job_that_outlives_its_deadline_is_deleted_and_goes_on_on_a_new_one(cluster, capsys):
+    """KubeRay's operator was away for ten minutes after the deadline."""
     cluster.script = [_RUNNING]
-    with pytest.raises(RayJobError, match="outlived its deadline"):
+
+    def come_back(rayjob: dict[str, Any]) -> None:
+        if len(cluster.created) == 2:
+            cluster.script = [_RUNNING, _GOOD]
+
+    cluster.on_look = come_back
+    _run(_job(deadline=1), progress=lambda: 400)
+    assert len(cluster.created) == 2
+    printed = capsys.readouterr().out
+    assert "outlived its deadline of 1.0 s, and it is deleted; is KubeRay's operator running" in printed
+    assert "going on from step 400" in printed
+
+
+def test_a_job_that_outlives_its_deadline_three_times_without_progress_is_given_up(cluster):
+    cluster.script = [_RUNNING]
+    with pytest.raises(RayJobError, match=r"outlived its deadline.*lost 3 times without a new checkpoint"):
         _run(_job(deadline=1))
+    assert len(cluster.created) == 3
     assert _NAME not in cluster.rayjobs
 
 
@@ -588,7 +620,7 @@ def test_without_a_cluster_the_error_says_what_to_set(monkeypatch, tmp_path, loo
 
 
 def test_a_pod_without_a_token_is_told_what_to_set(monkeypatch, tmp_path):
-    """As that of a notebook, whose account's token is not mounted."""
+    """A notebook's pod is one: its account's token is not mounted."""
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
     monkeypatch.setattr(connection, "_NAMESPACE_FILE", tmp_path / "namespace")

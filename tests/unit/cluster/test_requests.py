@@ -100,7 +100,7 @@ def _promised() -> Amounts:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_run_with_its_defaults_fits_the_machine_that_the_guide_promises(name: str) -> None:
-    """In a sweep, for one trial at a time; more wait for room."""
+    """A sweep fits with one trial at a time; more wait for room."""
     needed = _needed(_widest(name))
     assert all(needed[each] <= _promised()[each] for each in needed), json.dumps(needed)
 

@@ -1,4 +1,4 @@
-"""What the reaper tells a webhook: recorded Workflows behind a small Kubernetes API, and a receiver that fails and comes back."""
+"""Messages of the reaper to a webhook: recorded Workflows behind a small Kubernetes API, and a receiver that fails and comes back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from webhook_receiver import Receiver, receive
 from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.workflows import form_of, last_start
 from components.reaper import messages
-from components.reaper.messages import TOLD_LABEL, tell_webhook
+from components.reaper.messages import REPORTED_LABEL, tell_webhook
 from components.steps import webhook
 from components.steps.run_messages import End, record_uri, tell_end
 from training import storage
@@ -69,7 +69,7 @@ def test_an_end_that_no_step_told_is_told_once(cluster, server, tmp_path, record
     assert message["event"] == event
     assert text in message["text"]
     assert message["text"].endswith("(run p-1)")
-    assert workflow["metadata"]["labels"][TOLD_LABEL] == "true"
+    assert workflow["metadata"]["labels"][REPORTED_LABEL] == "true"
     assert cluster.count("PATCH") == 1
 
 
@@ -89,7 +89,7 @@ def test_an_end_that_the_exit_task_told_is_not_told_again(cluster, server, tmp_p
     assert tell_end(end, "p-1", form_of(workflow)["storage_root_uri"], name="digits")
     _reap()
     assert len(server.messages) == 1
-    assert TOLD_LABEL in workflow["metadata"]["labels"]
+    assert REPORTED_LABEL in workflow["metadata"]["labels"]
 
 
 def test_the_message_of_an_exit_task_that_found_the_webhook_away_comes_whole_when_it_is_back(cluster, server, tmp_path):
@@ -99,7 +99,7 @@ def test_the_message_of_an_exit_task_that_found_the_webhook_away_comes_whole_whe
     assert not tell_end(end, "p-1", form_of(workflow)["storage_root_uri"], name="digits")
     _reap()
     assert server.messages == []
-    assert TOLD_LABEL not in workflow["metadata"]["labels"]
+    assert REPORTED_LABEL not in workflow["metadata"]["labels"]
     _reap()
     (message,) = server.messages
     assert message["errors"] == {"preprocess": "UserError: no such folder"}
@@ -134,9 +134,9 @@ def test_an_end_is_not_told_again_while_the_storage_with_its_record_is_away(clus
     with monkeypatch.context() as during:
         during.setattr(storage, "read_json", away)
         _reap()
-    assert (len(server.messages), TOLD_LABEL in workflow["metadata"]["labels"]) == (1, False)
+    assert (len(server.messages), REPORTED_LABEL in workflow["metadata"]["labels"]) == (1, False)
     _reap()
-    assert (len(server.messages), TOLD_LABEL in workflow["metadata"]["labels"]) == (1, True)
+    assert (len(server.messages), REPORTED_LABEL in workflow["metadata"]["labels"]) == (1, True)
 
 
 def test_a_run_is_told_when_it_begins_and_when_it_fails(cluster, server, tmp_path):
@@ -154,9 +154,9 @@ def test_a_retry_that_begins_and_fails_between_two_looks_is_told_too(cluster, se
     assert "Running" in [each["status"]["phase"] for each in states[first:]]
     workflow = _show(cluster, "told_again", tmp_path, first)
     _reap()
-    assert workflow["metadata"]["labels"][TOLD_LABEL] == "true"
+    assert workflow["metadata"]["labels"][REPORTED_LABEL] == "true"
     again = _show(cluster, "told_again", tmp_path, -2)
-    assert TOLD_LABEL not in again["metadata"]["labels"]
+    assert REPORTED_LABEL not in again["metadata"]["labels"]
     path = Path(record_uri(form_of(workflow)["storage_root_uri"], "p-1"))
     path.write_text(json.dumps({**json.loads(path.read_text()), "at": workflow["status"]["finishedAt"]}))
     for _ in range(2):
@@ -165,16 +165,16 @@ def test_a_retry_that_begins_and_fails_between_two_looks_is_told_too(cluster, se
 
 
 def test_an_end_that_kfp_has_not_stored_is_told_and_gets_its_label_later(cluster, server, tmp_path, monkeypatch):
-    """What KFP stores with the label it would write back on Retry: the second end would not be told."""
+    """KFP writes back on Retry what it stored; with the label the second end would not be told."""
     states = workflow_states("bad-source-failed")
     (ended,) = (index for index, each in enumerate(states) if _is_ended(each) and not _is_stored(each))
     workflow = _show(cluster, "bad-source-failed", tmp_path, ended)
     _reap()
-    assert (len(server.messages), TOLD_LABEL in workflow["metadata"]["labels"]) == (1, False)
+    assert (len(server.messages), REPORTED_LABEL in workflow["metadata"]["labels"]) == (1, False)
     stored = _show(cluster, "bad-source-failed", tmp_path, ended + 1)
     assert _is_stored(stored)
     _reap()
-    assert (len(server.messages), TOLD_LABEL in stored["metadata"]["labels"]) == (1, True)
+    assert (len(server.messages), REPORTED_LABEL in stored["metadata"]["labels"]) == (1, True)
     _show(cluster, "bad-source-failed", tmp_path, ended)
     monkeypatch.setattr(messages, "_LATEST_SECONDS", 0.0)
     _reap()
@@ -196,7 +196,7 @@ def test_old_ends_other_pipelines_and_a_missing_webhook_are_left_alone(cluster, 
     monkeypatch.setattr(messages, "_LATEST_SECONDS", 0.0)
     _reap()
     assert server.messages == []
-    assert (TOLD_LABEL in old["metadata"]["labels"], TOLD_LABEL in other["metadata"]["labels"]) == (True, False)
+    assert (REPORTED_LABEL in old["metadata"]["labels"], REPORTED_LABEL in other["metadata"]["labels"]) == (True, False)
     monkeypatch.delenv(webhook.URL_VARIABLE)
     asked = len(cluster.requests)
     _reap()

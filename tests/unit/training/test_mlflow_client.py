@@ -1,4 +1,4 @@
-"""What a person is told while MLflow does not answer, and which failures are none of MLflow's."""
+"""Messages to a person while MLflow does not answer, and failures that are none of MLflow's."""
 
 import errno
 import http.server

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
+import re
 import tarfile
 from pathlib import Path
 
+import pytest
+
 from training import storage
-from training.distributed.ray_logs import store_logs, without_noise
+from training.distributed.ray_logs import NoiseFilter, memory_shortage, store_logs
 
 
 def test_the_end_of_each_log_is_kept_without_secrets(tmp_path, monkeypatch):
@@ -53,7 +58,7 @@ def test_a_log_that_is_moved_or_can_not_be_read_costs_no_other_log_and_no_outcom
 
 
 def test_a_warning_without_effect_is_left_out_with_its_traceback_and_the_next_lines_are_shown() -> None:
-    """As Ray Train 2.60 wrote it on a node whose cores were all busy."""
+    """Ray Train 2.60 wrote these lines on a node whose cores were all busy."""
     lines = [
         "iddpm| step 50/1,017  loss 0.9",
         "Failed to send resource request for train-fbaee2. If this only happens transiently during network partition or CPU being ",
@@ -65,4 +70,43 @@ def test_a_warning_without_effect_is_left_out_with_its_traceback_and_the_next_li
         "RuntimeError: one of ours",
         "iddpm| step 97/1,017  loss 0.8",
     ]
-    assert without_noise(lines) == [lines[0], *lines[-3:]]
+    assert NoiseFilter().rest(lines) == [lines[0], *lines[-3:]]
+
+
+RECORDING = Path(__file__).parents[2] / "recordings/texts/out_of_memory.json.gz"
+
+
+def recorded_lines() -> list[str]:
+    """Return what the process that leads a training's workers wrote when Ray had killed it and them for the memory of their pod."""
+    log = json.loads(gzip.decompress(RECORDING.read_bytes()))["texts"]["log"]
+    return re.findall(r"^\S+ \(TrainController pid=274\) ?(.*)$", log, re.MULTILINE)
+
+
+@pytest.mark.parametrize("size", [1, 30, 1000])
+def test_of_rays_words_about_a_nodes_memory_the_first_line_is_shown_in_whatever_parts_they_come(size: int) -> None:
+    lines = recorded_lines()
+    assert len(lines) > 500
+    noise = NoiseFilter()
+    shown = [line for start in range(0, len(lines), size) for line in noise.rest(lines[start : start + size])]
+    dump = ("OOM kill reason", "- objects", "- bytes", "(global lru)", "Selected to kill", "(Actor(", "Top 10 memory users", "381\t0.55")
+    assert [line for line in shown if line.startswith(dump)] == []
+    assert sum("running low on memory. Memory on the node" in line and "3.94GB used / 4.00GB limit" in line for line in shown) == 8
+    assert shown[-1].startswith("4 worker(s) were killed"), "the lines after a dump are shown, such as the next error's"
+    if size == 1000:
+        assert len(shown) < 80
+        assert "Traceback (most recent call last):" not in shown, "each one here ends in Ray's words about memory"
+
+
+def test_our_own_line_is_shown_also_where_the_end_of_rays_words_is_missing() -> None:
+    start = recorded_lines()[:30]
+    assert any("running low on memory" in line for line in start)
+    ours = "iddpm| the score of step 40 failed: 1 worker(s) were killed due to the node running low on memory."
+    assert NoiseFilter().rest([*start, ours, "after it"])[-2:] == [ours, "after it"]
+
+
+def test_an_error_about_a_nodes_memory_becomes_one_line_with_the_remedy() -> None:
+    said = memory_shortage(RuntimeError("\n".join(recorded_lines())))
+    assert said.startswith("memory ran out (3.94GB used, the limit is 4.00GB); ")
+    assert 'train_resources: {"memory": ...}' in said
+    assert "\n" not in said
+    assert memory_shortage(RuntimeError("The worker died unexpectedly")) == ""

@@ -1,4 +1,4 @@
-"""What can't be trained is refused in one line before Ray starts."""
+"""Refusals in one line, before Ray starts, of what can't be trained."""
 
 from __future__ import annotations
 
