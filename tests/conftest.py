@@ -1,4 +1,4 @@
-"""What all tests share: few threads, shapes checked at run time, and real S3 and MLflow where a test asks for them."""
+"""Fixtures and settings of all tests: few threads, shapes checked at run time, and real S3 and MLflow where a test asks for them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ DIFFUSION, MODELS = "training/diffusion", "training/models"
 
 @dataclass(frozen=True)
 class Mutation:
-    """What is broken, where, and which tests should notice."""
+    """A change that breaks the code, its file, and the tests that should notice."""
 
     what: str
     file: str

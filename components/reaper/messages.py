@@ -26,7 +26,7 @@ from training.console import say
 from training.storage.errors import StorageError
 from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, STEP_TAG, TRAIN_STEP, open_runs
 
-TOLD_LABEL = "iddpm/told"
+REPORTED_LABEL = "iddpm/told"
 """Label of a Workflow whose end the webhook knows, or need not know."""
 HUNG_VARIABLE = "IDDPM_WEBHOOK_HUNG_MINUTES"
 _HUNG_MINUTES = 60.0
@@ -60,8 +60,8 @@ def tell_webhook(api: KubernetesApi) -> None:
     for workflow in _ours(api.workflows(RUNNING)):
         age, root = _age((workflow.get("status") or {}).get("startedAt")), form_of(workflow)["storage_root_uri"]
         running.append(_Live(_run_id(workflow), root, _name(workflow), age, is_cancelled(workflow)))
-    ended = _ours(api.workflows(f"workflows.argoproj.io/completed=true,!{TOLD_LABEL}"))
-    not_taken = (1 for is_told in _tell_all(api, ended, running, hung_seconds) if not is_told)
+    ended = _ours(api.workflows(f"workflows.argoproj.io/completed=true,!{REPORTED_LABEL}"))
+    not_taken = (1 for was_reported in _tell_all(api, ended, running, hung_seconds) if not was_reported)
     if sum(itertools.islice(not_taken, _MOST_FAILURES)) == _MOST_FAILURES:
         say(f"{_MOST_FAILURES} messages could not be told; the next reaper tells them and the rest")
 
@@ -89,7 +89,7 @@ def _tell_end(api: KubernetesApi, workflow: Mapping[str, Any], numbers: Numbers)
         if not tell_end(end, run_id, root, name=_name(workflow), numbers=found, needs_record=False):
             return False
     if STORED_LABEL in metadata["labels"] or not is_news:
-        api.label_workflow(metadata["name"], TOLD_LABEL, "true")
+        api.label_workflow(metadata["name"], REPORTED_LABEL, "true")
     return True
 
 

@@ -146,9 +146,9 @@ def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule, e
         use = ~complete & np.isfinite(error)
         spread = _spread(count, squares, known + use, error_squares + np.where(use, error, 0.0) ** 2, np.where(complete, too_much, 0.0))
         width = np.where(complete, spread, spread * np.sqrt(1 + 1 / np.maximum(count, 1)))
-        told = (count > 0) & (complete | (width > 0))
-        far = told & (np.abs(score - mean) > np.maximum(rule.suspicion * width, rule.min_difference))
-        known_level = complete & told
+        is_judged = (count > 0) & (complete | (width > 0))
+        far = is_judged & (np.abs(score - mean) > np.maximum(rule.suspicion * width, rule.min_difference))
+        known_level = complete & is_judged
         with np.errstate(invalid="ignore", divide="ignore"):
             k = np.where(known_level & (spread > 0), np.maximum(rule.reference_value, rule.min_difference / spread), rule.reference_value)
             z, z_again = (
@@ -158,12 +158,12 @@ def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule, e
         suspicious = ~np.isfinite(score) | far | signals
         pooled = suspicious & np.isfinite(again)
         value = np.where(pooled, again, score)
-        limit = np.where(told, np.maximum(np.where(pooled, rule.confirmed, rule.alone) * width, rule.min_difference), np.nan)
+        limit = np.where(is_judged, np.maximum(np.where(pooled, rule.confirmed, rule.alone) * width, rule.min_difference), np.nan)
         beyond = suspicious & (np.abs(value - mean) > limit)
         jump = np.where(np.isfinite(value), np.where(beyond, np.sign(value - mean), 0), 1).astype(np.int64)
         up, down = _sums(up, down, np.where(pooled, z_again, z), k, rule)
         slow = (up > rule.decision_interval).astype(np.int64) - (down > rule.decision_interval)
-        nights.append((value, count, mean, np.where(told, spread, np.nan), limit, suspicious, jump, up, down, slow))
+        nights.append((value, count, mean, np.where(is_judged, spread, np.nan), limit, suspicious, jump, up, down, slow))
         alarmed = np.where((jump != 0) | (slow != 0), night, alarmed)
         joining = [(value, error, excess[..., night], ~complete & (jump == 0))]
         to_join.append((value, error, excess[..., night], complete))

@@ -361,8 +361,8 @@ def _describe(trace: Trace, last: Night, direction: int, change: float, error: f
     if not num_baseline:
         return f"{value:.4g}, the first score of the baseline; no change can be detected yet"
     if num_baseline < wanted:
-        told = f"so far only a jump of more than {limit:.3g} can be detected" if math.isfinite(limit) else "no change can be detected yet"
-        return f"{against}; the baseline has {num_baseline + 1} of {wanted} nights, {told}"
+        so_far = f"so far only a jump of more than {limit:.3g} can be detected" if math.isfinite(limit) else "no change can be detected yet"
+        return f"{against}; the baseline has {num_baseline + 1} of {wanted} nights, {so_far}"
     redrawn = ", suspicious at first and drawn again" if trace.suspicious[-1] else ""
     away = f", {(value - centre) / spread:+.1f} standard deviations" if spread > 0 else ""
     return (

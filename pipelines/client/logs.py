@@ -50,12 +50,12 @@ def show_logs(
         UserError: There is no such run, or it has no such step.
     """
     get_run(kfp, run_id)
-    patiently = retrying(kfp, err, polling)
+    with_retries = retrying(kfp, err, polling)
     num_shown: dict[str, int] = {}
     complete: set[str] = set()
     while True:
-        has_ended = patiently(kfp.client.get_run, run_id).state in FINISHED
-        workflow = patiently(kfp.workflow, run_id)
+        has_ended = with_retries(kfp.client.get_run, run_id).state in FINISHED
+        workflow = with_retries(kfp.workflow, run_id)
         tries = attempts(workflow) if workflow else []  # KFP has none before Argo has seen it
         there = [each for each in tries if not each.is_driver]
         refused = [each for each in tries if each.is_driver and each.has_failed and step in ("", each.step)]
@@ -75,8 +75,8 @@ def show_logs(
             log = "" if lines else _pod_log(kfp, run_id, attempt)
             lines = lines or step_lines(log)
             if attempt.pod not in num_shown:
-                nothing = ": it wrote nothing" if log else ": its log is gone"
-                err(f"--- {attempt.step}, pod {attempt.pod}" + ("" if lines or not is_over else nothing))
+                reason = ": it wrote nothing" if log else ": its log is gone"
+                err(f"--- {attempt.step}, pod {attempt.pod}" + ("" if lines or not is_over else reason))
             for line in lines[num_shown.get(attempt.pod, 0) :]:
                 out(line if is_plain else f"{attempt.step}: {line}")
             num_shown[attempt.pod] = max(len(lines), num_shown.get(attempt.pod, 0))  # a server that fails shows nothing for once

@@ -29,7 +29,7 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
 
 
 def distances(run: Run) -> Iterator[tuple[str, Measured]]:
-    """On S_2 = T S_1 T, whose distance needs no root; the reference's factor is computed before, as its file keeps it."""
+    """Compute the distance on S_2 = T S_1 T, which needs no root; the reference's factor is computed before, as its file keeps it."""
     from pytorch_fid.fid_score import calculate_frechet_distance
     from torch_fidelity.metric_fid import fid_statistics_to_metric
 

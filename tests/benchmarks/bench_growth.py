@@ -1,4 +1,4 @@
-"""What grows with the number of runs, workers, trials, checkpoints and shards: requests, sizes and waits.
+"""Growth with the number of runs, workers, trials, checkpoints and shards: requests, sizes and waits.
 
 Kubernetes and Kubeflow Pipelines are the small servers of the tests, with recorded Workflows; MLflow and S3 are real. A proxy in front
 of MLflow and S3 counts the requests. Two hours of a RayJob passes on a clock of its own.

@@ -1,4 +1,4 @@
-"""How often the 95% interval of a distance covers the truth, by repeated draws from known distributions of features.
+"""Coverage of the truth by the 95% interval of a distance, by repeated draws from known distributions of features.
 
     make bench-intervals [ARGS="--draws 600 --wide-draws 600"]
 
@@ -70,7 +70,7 @@ WIDE = {
     ],
     "the others": [Case("good, variances 1/k", 2048, 1.05, 0.05, 500, 1.0), Case("bad, variances 1/k", 2048, 1.15, 0.2, 500, 1.0)],
 }
-"""As many features as EfficientNet and Inception have, with fewer samples than features."""
+"""The numbers of features of EfficientNet and Inception, with fewer samples than features."""
 
 
 def frechet_measures(case: Case) -> dict[str, Measure]:

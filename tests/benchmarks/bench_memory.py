@@ -46,7 +46,7 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
 
 
 def predictions(run: Run) -> Iterator[tuple[str, Measured]]:
-    """How far the predicted peaks are from what a process needs beyond its libraries."""
+    """Distance of the predicted peaks from what a process needs beyond its libraries."""
     for name, batch, work in PREDICTED:
         experiment = _predicted_experiment(name, batch, run)
         size = experiment.optim.global_batch_size

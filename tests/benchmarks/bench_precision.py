@@ -1,4 +1,4 @@
-"""Whether training in bf16 ends where training in fp32 does, within the spread of the seeds.
+"""Training in bf16 beside training in fp32: do both end at the same place, within the spread of the seeds?
 
 The demo's experiment is trained in both precisions from each seed, on the same batches, timesteps and noise. Both models are then measured
 in fp32: the distance of 1,000 images by 20 DDIM steps with eta = 0.5, and bits/dim of the 300 test images by 25 terms of the bound. Each

@@ -84,7 +84,7 @@ def _told(reference: FeatureStatistics, blocks: BlockedMoments) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Bits:
-    """Which bits/dim to take: of the first images of the test split, in which form, with which noise."""
+    """The bits/dim to take: of the first images of the test split, in which form, with which noise."""
 
     form: LikelihoodForm
     num_images: int

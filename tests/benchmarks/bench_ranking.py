@@ -1,4 +1,4 @@
-"""Whether a distance ranks a trained, a half-trained and a broken model in this order, and by how many standard deviations.
+"""Ranks of a trained, a half-trained and a broken model by a distance, and the differences in standard deviations.
 
 The half-trained model is an earlier checkpoint of the same run. The broken ones have noise in the trained weights: normal, with a stated
 part of each tensor's own standard deviation. A seed draws one set of images from every model, from the same noise. Each finished set is a

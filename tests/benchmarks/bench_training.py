@@ -82,7 +82,7 @@ def _average(run: Run) -> Measured:
 
 
 def _from_loader(run: Run) -> Measured:
-    """By the clock: a thread of the loader's own is part of what it costs."""
+    """Measured by the clock: a thread of the loader's own is part of what it costs."""
     experiment = network_experiment("cifar10", run, batch=2)
     size = experiment.optim.global_batch_size
     with crops_of_photographs(512, 32) as crops:

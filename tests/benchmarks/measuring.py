@@ -31,7 +31,7 @@ class Run:
     scratch: Path
 
     def rounds(self, count: int) -> int:
-        """That many, or one."""
+        """Return that many, or one."""
         return 1 if self.quick else count
 
 
@@ -96,7 +96,7 @@ def ratio(theirs: Sequence[float], ours: Sequence[float], note: str = "", **deta
 
 
 def excess_percent(without: Sequence[float], with_it: Sequence[float], note: str = "") -> Measured:
-    """By how many percent something makes work longer: medians, and the least and greatest of the rounds."""
+    """Return the percentage by which something makes work longer: medians, and the least and greatest of the rounds."""
     each = [100 * (slow / fast - 1) for fast, slow in zip(without, with_it, strict=True)]
     value = 100 * (statistics.median(with_it) / statistics.median(without) - 1)
     seconds = {"seconds_without": statistics.median(without), "seconds_with": statistics.median(with_it)}

@@ -244,7 +244,7 @@ def test_it_serves_mlflow_with_names_and_passwords_as_the_cluster_runs_it(tmp_pa
 
 @pytest.fixture
 def docker_host(tmp_path: Path) -> Iterator[str]:
-    """Where podman listens, which speaks docker's language."""
+    """The address of a podman that answers docker's clients."""
     path, settings = tmp_path / "podman.sock", tmp_path / "containers.conf"
     limits = [word for word in podman_limits() if word != "--ulimit"]
     settings.write_text(f"[containers]\ndefault_ulimits = {json.dumps(limits)}\n")  # docker's clients name none

@@ -200,6 +200,22 @@ def test_an_archive_that_is_overwritten_in_s3_by_one_of_its_size_is_copied_again
     assert digests[0][0] == digests[1][0]
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_the_idx_files_of_fashion_mnist_are_read_below_an_s3_prefix(bucket_uri, is_packed):
+    suffix, pixels = ".gz" if is_packed else "", {}
+    for stem, rows in (("train", 7), ("t10k", 3)):
+        pixels[stem] = np.random.default_rng(rows).integers(0, 256, (rows, 28, 28), dtype=np.uint8)
+        for kind, array in (("images-idx3", pixels[stem]), ("labels-idx1", np.arange(rows, dtype=np.uint8))):
+            data = np.array([0x800 + array.ndim, *array.shape], ">i4").tobytes() + array.tobytes()
+            storage.write_bytes(f"{bucket_uri}/{stem}-{kind}-ubyte{suffix}", gzip.compress(data) if is_packed else data)
+    splits = open_splits(f"fashion-mnist:{bucket_uri}")
+    for split, stem in (("train", "train"), ("test", "t10k")):
+        items = splits[split].listing().items
+        with splits[split].open() as read:
+            assert np.array_equal(np.stack([read(item.locator) for item in items]), pixels[stem][..., None])
+        assert [item.label for item in items] == list(range(len(items)))
+
+
 def test_the_contact_sheet_can_go_to_s3(data_uri, bucket_uri):
     preview(f"{data_uri}/test", f"{bucket_uri}/sheet.png", num_images=10)
     assert storage.read_bytes(f"{bucket_uri}/sheet.png").startswith(b"\x89PNG")
@@ -220,12 +236,18 @@ def test_checkpoints_in_s3_are_whole_or_not_there(bucket_uri):
 def test_a_checkpoint_waits_for_a_store_that_comes_back(bucket_uri, services, monkeypatch):
     # The address of nothing, until the real one is put back: what a store that restarts looks like from here.
     real = os.environ["AWS_ENDPOINT_URL"]
-    writer = AsyncWriter(bucket_uri, retry_seconds=60)
+    tries, has_failed = [], threading.Event()
+
+    def begin(step, files):
+        tries.append(threading.current_thread())
+        if len(tries) == 2:  # the first has failed
+            has_failed.set()
+
+    writer = AsyncWriter(bucket_uri, first=begin, retry_seconds=120)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    started = time.monotonic()
     writer.save(1, {"state.json": {}})
-    assert time.monotonic() - started < 10, "training waited for the store"
-    time.sleep(1)
+    assert has_failed.wait(120)
+    assert threading.current_thread() not in tries, "training waited for the store"
     monkeypatch.setenv("AWS_ENDPOINT_URL", real)
     writer.close()
     assert checkpoint.steps(bucket_uri) == [1]

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
 def test_what_a_lost_training_reserved_is_free_again_and_stays_so() -> None:
-    """On a cluster Ray's memory monitor killed the training's controller together with the actor that would have cleaned up."""
+    """Ray's memory monitor killed, on a cluster, the training's controller together with the actor that would have cleaned up."""
     group = placement_group([{"CPU": 3}])
     ray.get(group.ready(), timeout=60)
     _free_reservations()

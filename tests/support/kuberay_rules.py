@@ -1,4 +1,4 @@
-"""What KubeRay refuses or misreads of a RayJob although its schema allows it, as rules over the manifest.
+"""Rules over a RayJob's manifest: what KubeRay refuses or misreads although its schema allows it.
 
 A manifest that breaks one is found out here, in milliseconds, and not by an operator minutes after GPUs were asked for.
 """

@@ -35,7 +35,7 @@ _RUN_STATES = {"": "PENDING", "Pending": "PENDING", "Running": "RUNNING", "Succe
 
 
 def kfp_answer(workflow: dict[str, Any]) -> dict[str, Any]:
-    """What KFP 2.17 says of a run in such a state: it copies Argo's nodes. `test_recorded_answers` compares it with recorded answers."""
+    """KFP 2.17's answer for a run in such a state: it copies Argo's nodes. `test_recorded_answers` compares it with recorded ones."""
     state = _RUN_STATES[workflow["status"].get("phase") or ""]
     is_cancelled = workflow["spec"].get("activeDeadlineSeconds") == 0
     states = ["PENDING", *["RUNNING"] * (state != "PENDING"), *["CANCELING"] * is_cancelled]

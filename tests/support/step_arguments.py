@@ -10,7 +10,7 @@ from training.config.presets import preset
 
 
 def preprocess_arguments(root: Path, overrides: Sequence[str] = (), **changes: Any) -> dict[str, Any]:
-    """Of the preprocess step on the digits, whose storage root is that folder."""
+    """Arguments of the preprocess step on the digits; `root` is the storage root."""
     return {
         "experiment": preset("digits-hybrid-cosine", overrides).to_json(),
         "data_uri": "",

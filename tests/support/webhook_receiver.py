@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NONSENSE = 0
-"""In place of a code: an answer that is not HTTP."""
+"""A code of `Receiver.codes` that stands for an answer that is not HTTP."""
 SILENCE = 1
-"""In place of a code: no answer for longer than anybody waits."""
+"""A code of `Receiver.codes` that stands for no answer for `Receiver.silence_seconds`, longer than anybody waits."""
 
 
 @dataclass
 class Receiver:
-    """What a server got.
+    """A server of webhook messages, and the requests it got.
 
     Attributes:
         url: Its address, which has a secret in it.

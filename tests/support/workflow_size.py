@@ -46,7 +46,7 @@ def sweep_nodes() -> tuple[Nodes, Nodes]:
         return [as_json(tasks[step]), as_json(component), as_json(container), as_json(pods.get(label, {}))]
 
     def patch(step: str) -> str:
-        """What the driver gave for the step's pod, with today's program."""
+        """The driver's patch of the step's pod, with today's program."""
         found = json.loads(next(text for name, text in patches.items() if f".{step}-driver" in name))
         label = spec["components"][tasks[step]["componentRef"]["name"]]["executorLabel"]
         found["containers"][0]["args"] = spec["deploymentSpec"]["executors"][label]["container"]["command"]

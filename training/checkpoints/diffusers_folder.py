@@ -281,7 +281,7 @@ _IN_BLOCK = {
     "proj_out": "to_out.0",
     "qkv": "",
 }
-_OUTSIDE = {
+_MODULE_NAMES = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "label_emb": "class_embedding",
@@ -296,11 +296,11 @@ _OUTSIDE = {
 
 def _name_in_diffusers(module: str, model: ModelConfig) -> str:
     """Return diffusers' name of one of our modules; of a `qkv`, that of its attention."""
-    if module in _OUTSIDE:
-        return _OUTSIDE[module]
+    if module in _MODULE_NAMES:
+        return _MODULE_NAMES[module]
     if module.startswith("middle_block."):
         first, second, rest = module.split(".", 2)
-        return f"{_OUTSIDE[f'{first}.{second}']}.{_IN_BLOCK[rest]}".rstrip(".")
+        return f"{_MODULE_NAMES[f'{first}.{second}']}.{_IN_BLOCK[rest]}".rstrip(".")
     side, number, position, rest = module.split(".", 3)
     blocks = model.num_res_blocks
     if side == "input_blocks":

@@ -33,8 +33,8 @@ def apply_overrides(plain: dict[str, Any], overrides: Iterable[str], lists: Cont
         present, text = node[leaf], text.strip()
         if isinstance(present, dict):
             raise UserError(f"{path}: is a section; name one of its fields: {', '.join(present)}")
-        is_nothing = text.lower() in ("none", "null")
-        value = _parse_value(text, as_list=not is_nothing and (isinstance(present, list) or path in lists))
+        is_none = text.lower() in ("none", "null")
+        value = _parse_value(text, as_list=not is_none and (isinstance(present, list) or path in lists))
         _refuse_boolean(present, value, repr(text), path)
         # A text field takes the text as it is: `evaluation.sampling.spacing=250`.
         node[leaf] = text if isinstance(present, str) and not isinstance(value, str) else value

@@ -331,7 +331,7 @@ def test_a_schedule_stays_while_a_run_of_it_goes_on(server: FakeKfp, schedule: I
 
 
 def test_a_leftover_stays_while_a_run_of_it_goes_on(server: FakeKfp, schedule: Iddpm) -> None:
-    """As after a command that made the new one, and whose request to delete the old one got no answer."""
+    """A command leaves this behind if it made the new one, and its request to delete the old one got no answer."""
     schedule("create", "nightly-fid")
     (made,) = server.recurring.values()
     server.recurring["old"] = {**made, "recurring_run_id": "old", "description": f"iddpm schedule, state {'0' * 12}"}

@@ -790,7 +790,7 @@ def test_a_source_that_was_copied_again_is_compared_by_the_division_of_the_data_
 
 
 def test_what_an_earlier_release_made_from_an_unchanged_tar_is_found(tmp_path, capsys, monkeypatch):
-    """That release gave the tar another version, with the number of its disk and of the file on it."""
+    """An earlier release gave the tar another version, with the number of its disk and of the file on it."""
     (tmp_path / "photos").mkdir()
     for number in range(6):
         photo(number).save(tmp_path / "photos" / f"{number}.png")

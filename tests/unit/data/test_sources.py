@@ -552,6 +552,23 @@ def test_fashion_mnist_that_is_missing_truncated_or_mixed_up_is_refused(tmp_path
     refused(lambda: (images.unlink(), images.with_name(f"{images.name}.gz").write_bytes(packed)), "is damaged")
 
 
+def test_debians_package_of_fashion_mnist_is_read_and_nothing_downloaded(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    fashion_standin(package)
+
+    def download(*arguments, **options):
+        raise AssertionError("the package is installed")
+
+    monkeypatch.setattr("training.data.sources.published._DEBIAN_FASHION_MNIST", package)
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", download)
+    for split in ("train", "test"):
+        found, names = contents(open_splits("fashion-mnist")[split])
+        expected, expected_names = contents(open_splits(f"fashion-mnist:{package}")[split])
+        assert names == expected_names
+        assert [label for label, _ in found.values()] == [label for label, _ in expected.values()]
+        assert all(np.array_equal(found[key][1], expected[key][1]) for key in expected)
+
+
 @pytest.fixture
 def downloaded(tmp_path, monkeypatch):
     """A download of Fashion-MNIST as torchvision leaves it, which it can repeat without a network."""

@@ -99,7 +99,7 @@ def test_dpm_solver_pp_of_order_3_is_the_predictor_of_diffusers_unipc() -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_deis_in_log_rho_takes_the_steps_of_diffusers(order: MultistepOrder) -> None:
-    """In the two steps where they have fewer predictions than the order, too; the trapezoidal rule over T is good to 1e-5."""
+    """The two steps that have fewer predictions than the order agree too; the trapezoidal rule over T is good to 1e-5."""
     scheduler = theirs("DEISMultistepScheduler", solver_order=order, lower_order_final=False)
     _compare(LogRhoDEIS(order), scheduler, before_the_last=True)
 
@@ -133,7 +133,7 @@ def smooth_grid(num_steps: int) -> GaussianProcess:
 
 
 def flow_error(sampler: Sampler, num_steps: int) -> float:
-    """Of the flow of Gaussian data over a smooth grid of timesteps, against its exact solution."""
+    """Largest error of the flow of Gaussian data over a smooth grid of timesteps, against its exact solution."""
     process = smooth_grid(num_steps)
     oracle, x = GaussianOracle(process, std=0.25, mean=0.3), noise(8, 1, 4, 4)
     exact = oracle.flow(x.double(), float(process.alpha_bars[-1]), float(process.alpha_bars[0]))
@@ -141,7 +141,7 @@ def flow_error(sampler: Sampler, num_steps: int) -> float:
 
 
 def variance_error(order: MultistepOrder, num_steps: int) -> float:
-    """Of the images that the reverse SDE draws of Gaussian data, as a share of their exact variance.
+    """Relative error of the variance of the images that the reverse SDE draws of Gaussian data.
 
     All steps are linear there, so the variance is the sum of the squared answers to one unit of noise: in the start, and in each step.
     The mean says nothing: the prediction of x_0 is a martingale, and order 1 is exact.
@@ -177,7 +177,7 @@ def test_the_error_falls_with_the_order_of_the_method(sampler: Sampler, order: i
 
 @pytest.mark.parametrize("h", [1e-3, 0.4, 0.6, 8.0])
 def test_polynomial_weights_integrate_polynomials_exactly(h: float) -> None:
-    """Of tau + tau^2, for which e^tau (tau^2 - tau + 1) is the antiderivative with e^tau."""
+    """The polynomial is tau + tau^2; times e^tau its antiderivative is e^tau (tau^2 - tau + 1)."""
     nodes = [-0.7, -2.0]
     exact = h * h - h + 1 - math.exp(-h)
     weights = polynomial_weights(h, nodes)

@@ -38,14 +38,15 @@ _FORBIDDEN_NAMES = {
     "plain_word": "format_value",
     "nothing": "an explicit value",
 }
+_FORBIDDEN_IN_VARIABLES = {"patiently", "nothing", "told"}
 _TEXT_MODE = re.compile(r"[rwax]t?\+?")
 _OPENERS = ("open", "fdopen", "TemporaryFile", "NamedTemporaryFile")
 Check = Callable[[str, str], list[str]]
 _RIDDLES = re.compile(r"(Of|What|Whether|Where|How|Who|Why|Which|That|As|By|On|In|To)\b")
 
 
-def _sources() -> Iterator[Path]:
-    return (path for package in _PACKAGES for path in sorted((_ROOT / package).rglob("*.py")))
+def _sources(*folders: str) -> Iterator[Path]:
+    return (path for folder in folders for path in sorted((_ROOT / folder).rglob("*.py")))
 
 
 def _definitions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module]:
@@ -64,6 +65,14 @@ def private_names(path: str, source: str) -> list[str]:
             line = getattr(node, "lineno", 1)
             found.append(f"{path}:{line}: '{name}'; the field's term is {_FORBIDDEN_NAMES[bare]}")
     return found
+
+
+def private_variables(path: str, source: str) -> list[str]:
+    """Return each variable or argument that has a private word in its name."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = [(node.lineno, node.id) for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    names += [(node.lineno, node.arg) for node in nodes if isinstance(node, ast.arg)]
+    return [f"{path}:{line}: '{name}'" for line, name in names if _FORBIDDEN_IN_VARIABLES & set(name.lower().split("_"))]
 
 
 def riddles(path: str, source: str) -> list[str]:
@@ -93,9 +102,18 @@ def texts_of_unknown_encoding(path: str, source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("check", [private_names, riddles, texts_of_unknown_encoding])
-def test_no_source_breaks_a_rule_of_the_house(check: Check) -> None:
-    assert [line for path in _sources() for line in check(str(path.relative_to(_ROOT)), path.read_text(encoding="utf-8"))] == []
+@pytest.mark.parametrize(
+    ("check", "folders"),
+    [
+        (private_names, _PACKAGES),
+        (private_variables, _PACKAGES),
+        (riddles, (*_PACKAGES, "tests")),
+        (texts_of_unknown_encoding, _PACKAGES),
+    ],
+)
+def test_no_source_breaks_a_rule_of_the_house(check: Check, folders: tuple[str, ...]) -> None:
+    paths = _sources(*folders)
+    assert [line for path in paths for line in check(str(path.relative_to(_ROOT)), path.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize(
@@ -103,6 +121,10 @@ def test_no_source_breaks_a_rule_of_the_house(check: Check) -> None:
     [
         (private_names, "class Wish:\n    pass"),
         (private_names, "def _patiently() -> None:\n    pass"),
+        (private_variables, "patiently = retrying(kfp)"),
+        (private_variables, "TOLD_LABEL = ''"),
+        (private_variables, "f(1 for is_told in x)"),
+        (private_variables, "def f(nothing: str) -> None:\n    pass"),
         (riddles, 'def f() -> None:\n    """Whether it is so."""'),
         (riddles, '"""Of every pipeline."""'),
         (texts_of_unknown_encoding, "path.read_text()"),

@@ -313,7 +313,7 @@ print(len(graphs))
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_torch_compile_takes_the_network_whole_and_once_for_all_steps(checkpointing: bool) -> None:
-    """In a process of its own: the shape checks of the test run can't be compiled."""
+    """The test takes a process of its own, as the shape checks of the test run can't be compiled."""
     code = COMPILED.replace("CHECKPOINTING", str(checkpointing))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr

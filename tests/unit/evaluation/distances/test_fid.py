@@ -186,7 +186,7 @@ def test_samples_that_can_not_be_halved_have_no_distances_of_halves() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("shift", "jackknife_over_true"), [(0.0, 2.1), (0.3, 1.0)], ids=["only the bias of few samples", "far away"])
 def test_the_jackknifes_variance_without_its_excess_is_that_over_independent_samples(shift: float, jackknife_over_true: float) -> None:
-    """In 8 features of 400 samples, over 600 draws."""
+    """The variance is over 600 draws of 400 samples with 8 features."""
     reference = FeatureStatistics(mean=torch.zeros(8, dtype=torch.float64), covariance=torch.eye(8, dtype=torch.float64))
     distances, squares, excess = [], [], []
     for seed in range(600):

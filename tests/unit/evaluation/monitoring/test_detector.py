@@ -192,7 +192,7 @@ def test_many_histories_at_once_are_judged_like_each_alone() -> None:
 
 @pytest.mark.parametrize("noise", ["normal", "few samples"])
 def test_the_goals_hold_on_a_small_simulation(noise: str) -> None:
-    """Of 1,000 models; `make bench-nightly` takes 10,000. Seeds are fixed, so the numbers are the same everywhere."""
+    """The simulation has 1,000 models; `make bench-nightly` takes 10,000. Seeds are fixed, so the numbers are the same everywhere."""
     found = simulate(noise, Rule(), num_models=1000)
     assert found["healthy, alarmed in a year"] == pytest.approx(FALSE_ALARMS_IN_A_YEAR, abs=0.0052)  # three standard errors
     assert found["2 sd worse, median nights"] <= 7

@@ -227,7 +227,7 @@ def test_the_intervals_of_differences_on_common_noise_cover(name: str) -> None:
 
 
 def test_a_difference_of_a_metric_is_of_the_samples_that_it_uses() -> None:
-    """Of 50,000 samples, precision uses 10,000, and more would tell no more; the label agreement uses all."""
+    """Precision uses 10,000 of 50,000 samples, and more would tell no more; the label agreement uses all."""
     found = {}
     for name in ("precision", "label_agreement"):
         ours, theirs = (share_of_images(name, torch.arange(10_000) >= first, "") for first in (50, 40))
@@ -290,7 +290,7 @@ def test_each_two_splits_of_the_blocks_are_balanced() -> None:
 
 @pytest.mark.parametrize("linear", [0.0, 1.0])
 def test_the_excess_of_the_jackknife_is_exact_for_a_statistic_of_second_order(linear: float) -> None:
-    """Of ten blocks with the sums x_b: c m + |m|^2, with m their mean; m ~ N(0, 1/10) in each of 5 dimensions."""
+    """The statistic of ten blocks x_b is c m + |m|^2, with m their mean; m ~ N(0, 1/10) in each of 5 dimensions."""
     generator, num_draws = np.random.default_rng(0), 4000
     blocks = generator.standard_normal((num_draws, 10, 5))
 

@@ -135,7 +135,7 @@ def test_table_and_page_name_every_model_and_judge_every_difference(comparison: 
 
 
 def test_what_differs_comes_first_and_scores_are_drawn_by_step_and_by_compute(comparison: Comparison) -> None:
-    """Of two models, one trained with twice the batch: its curve has twice the operations at each step."""
+    """One of two models was trained with twice the batch: its curve has twice the operations at each step."""
     first, second, _ = comparison.models
     wider = Experiment.from_dict(dict(second.result.experiment)).override(["optim.global_batch_size=128", "model.dropout=0.2"])
     protocol = {"seed": 1, "num_samples": 60}
