@@ -10,8 +10,13 @@ from conformance.record import Record, metadata_of
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 UNDISTURBED = [
+    ("doctor_before", "doctor_before", 1),
+    ("doctor_after", "doctor_after", 2),
     ("train_local", "train-local-succeeded", 3),
+    ("train_local", "train_local", 5),
     ("train_rayjob", "train-rayjob-succeeded", 6),
+    ("train_rayjob", "train_rayjob", 8),
+    ("nightly", "nightly", 6),
     ("bad_source", "bad-source-failed", 2),
     ("bad_source", "bad_source", 4),
     ("pod_refused", "pod_refused", 6),
@@ -19,6 +24,7 @@ UNDISTURBED = [
     ("cancel", "cancel", 7),
     ("pod_deleted_twice", "pod_deleted_twice", 6),
     ("out_of_memory", "out_of_memory", 4),
+    ("container_killed", "container_killed", 6),
     ("sweep", "ablation-of-two-trials-succeeded", 1),
     ("pod_drained", "pod_drained", 7),
     ("submitter_killed", "submitter_killed", 3),

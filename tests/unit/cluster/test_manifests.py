@@ -547,6 +547,7 @@ def test_in_all_recorded_workflows_stopped_and_refused_pods_are_tried_again_and_
     del again["Retry", "Error"]  # what ends with all its tries is not a try itself
     assert {key: found for key, found in again.items() if key[0] != "Retry"} == {
         ("Pod", "Error"): {True},
+        ("Pod", "exit code 137"): {True},
         ("Pod", "exit code 143"): {True},
         ("Pod", "exit code 1"): {False},
         ("Pod", "Failed"): {False},  # "Step exceeded its deadline"
