@@ -29,6 +29,7 @@ UNDISTURBED = [
     ("pod_drained", "pod_drained", 7),
     ("submitter_killed", "submitter_killed", 3),
     ("ray_head_killed", "ray_head_killed", 4),
+    ("deadline", "deadline", 5),
     ("submitted_twice", "submitted_twice", 4),
     ("trained_twice", "trained_twice", 6),
     ("ray_worker_killed", "ray_worker_killed", 5),
