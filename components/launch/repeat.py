@@ -13,6 +13,7 @@ from typing import TypeVar
 from components.cluster.connection import KubernetesAwayError
 from training import storage
 from training.console import format_duration, say
+from training.distributed.ray_logs import MemoryShortageError
 from training.storage.retry import is_transient_storage_error
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ class LostError(RuntimeError):
 
 def may_pass(error: BaseException) -> bool:
     """Return True for an error that says nothing against the work itself."""
-    return isinstance(error, (LostError, KubernetesAwayError)) or is_transient_storage_error(error)
+    return isinstance(error, (LostError, KubernetesAwayError, MemoryShortageError)) or is_transient_storage_error(error)
 
 
 def repeat_lost(

@@ -64,6 +64,7 @@ def run_on_cluster(step: Step, arguments: Mapping[str, Any], ray_address: str) -
     """Run a step on the Ray cluster with that address ("auto" on one of its nodes), which this process can be a driver of."""
     if step.run_files:
         return step(**arguments, ray_address=ray_address)
+    from training.distributed.ray_logs import MemoryShortageError, memory_shortage
     from training.distributed.ray_session import ray_session
 
     on_gpu = Resources.from_dict(arguments["resources"]).num_gpus_per_worker > 0
@@ -77,6 +78,10 @@ def run_on_cluster(step: Step, arguments: Mapping[str, Any], ray_address: str) -
             return returned
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
+        except ray.exceptions.RayError as error:
+            if shortage := memory_shortage(error, f"{step.stage}_resources"):
+                raise MemoryShortageError(shortage) from None
+            raise
 
 
 def _run_here(step: Step, arguments: Mapping[str, Any]) -> Any:

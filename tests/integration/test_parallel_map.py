@@ -105,3 +105,21 @@ def test_the_last_lines_of_all_workers_are_shown(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     for number in (1, 2):
         assert f"the last line of {number}" in done.stdout + done.stderr
+
+
+def test_a_task_that_ray_kills_for_its_nodes_memory_is_given_up_with_one_line() -> None:
+    """Ray kills it as soon as a node uses 1% of its memory, and would start it again for ever."""
+    code = (
+        "import time; from components.launch.repeat import may_pass\n"
+        "from training.distributed.ray_session import parallel_map, ray_session\n"
+        "with ray_session(num_cpus=2):\n"
+        "    try:\n"
+        "        list(parallel_map(time.sleep, [600.0, 600.0], num_workers=2))\n"
+        "    except Exception as error:\n"
+        "        print(may_pass(error), type(error).__name__, error)"
+    )
+    settings = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100", "RAY_task_oom_retry_delay_base_ms": "10"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | settings, capture_output=True, text=True, check=False, timeout=300)
+    assert "True MemoryShortageError memory ran out (" in done.stdout.splitlines()[-1], done.stdout[-2000:] + done.stderr[-2000:]
+    assert 'the resources of its stage: {"memory": ...}' in done.stdout
+    assert "Eviction Stats" not in done.stdout + done.stderr, "Ray's fifty lines about the node are left out"

@@ -42,7 +42,8 @@ def hide_noise() -> None:
     filters: defaultdict[tuple[Any, ...], NoiseFilter] = defaultdict(NoiseFilter)
 
     def show_rest(data: Mapping[str, Any], *rest: Any, **options: Any) -> None:
-        if lines := filters[data.get("ip"), data.get("pid"), data.get("is_err")].rest(data["lines"]):
+        parts = [part for line in data["lines"] for part in line.splitlines() or [line]]  # an error of Ray comes as one line
+        if lines := filters[data.get("ip"), data.get("pid"), data.get("is_err")].rest(parts):
             show({**data, "lines": lines}, *rest, **options)
 
     show_rest.hides_noise = True  # type: ignore[attr-defined]
@@ -89,14 +90,23 @@ class NoiseFilter:
         return kept
 
 
-def memory_shortage(error: BaseException) -> str:
-    """Return what Ray's error says of a node's memory, with the remedy, in one line; empty where memory is not the reason."""
+class MemoryShortageError(RuntimeError):
+    """Ray killed the process of a task because its node was short of memory; one line with the remedy."""
+
+
+def memory_shortage(error: BaseException, resources: str = "train_resources") -> str:
+    """Return what Ray's error says of a node's memory, with the remedy, in one line; empty where memory is not the reason.
+
+    Args:
+        error: The error.
+        resources: Where the memory is set, for the remedy.
+    """
     if _LOW_MEMORY not in str(error):
         return ""
     used = _MEMORY_USED.search(str(error))
     return (
         f"memory ran out{f' ({used[1]} used, the limit is {used[2]})' if used else ''}; if it happens again, give it more "
-        '(train_resources: {"memory": ...}, of a RayJob\'s head rayjob: {"head_memory": ...}) or a smaller microbatch_size'
+        f'({resources}: {{"memory": ...}}, of a RayJob\'s head rayjob: {{"head_memory": ...}}) or a smaller microbatch_size'
     )
 
 

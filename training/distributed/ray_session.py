@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
-from training.distributed.ray_logs import hide_noise
+from training.distributed.ray_logs import MemoryShortageError, hide_noise, memory_shortage
 
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -26,6 +26,8 @@ _DEFAULTS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     # Ray would change the workers' directory to one of its own, and the meaning of relative paths with it.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Ray's own default starts a task that was killed for its node's memory again for ever.
+    "RAY_task_oom_retries": "3",
 }
 
 _LONGEST_TEMP_DIR = 35
@@ -146,6 +148,7 @@ def parallel_map(
 
     Raises:
         Exception: The exception of the function; the other jobs are cancelled.
+        MemoryShortageError: Ray killed a task for its node's memory.
     """
     if num_workers <= 1 or len(jobs) <= 1:
         yield from map(function, jobs)
@@ -205,7 +208,8 @@ def parallel_tasks(
             elif isinstance(error, ray.exceptions.RayTaskError):
                 yield job, error.cause
             elif isinstance(error, ray.exceptions.RayError):  # its worker was lost more often than Ray tries
-                yield job, error
+                shortage = memory_shortage(error, "the resources of its stage")
+                yield job, MemoryShortageError(shortage) if shortage else error
             else:
                 raise error
     finally:

@@ -18,6 +18,7 @@ from training import storage
 from training.checkpoints import averages, checkpoint
 from training.config.errors import lines_of
 from training.console import say
+from training.distributed.ray_logs import memory_shortage
 from training.loop.gauges import Gauge, Progress
 from training.loop.interfaces import STOP_REQUESTED, Hooks, Job, Outcome, Scorer
 from training.tracking.runs import NUM_WORKERS_TAG, TrackedRun, attach
@@ -227,7 +228,7 @@ class RankZeroHooks:
             try:
                 self._add_score(step, self._pending.pop(step).result())
             except Exception as error:  # a failed score must not end training; the result lists the missing ones
-                say(f"the score of step {step} failed: {lines_of(error)[-1]}")
+                say(f"the score of step {step} failed: {memory_shortage(error) or lines_of(error)[-1]}")
                 self._add_failure(step)
         self._remove_unwanted()
 

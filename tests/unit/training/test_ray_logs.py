@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import io
-import json
-import re
 import tarfile
 from pathlib import Path
 
 import pytest
+from recorded_logs import lines_about_memory
 
 from training import storage
 from training.distributed.ray_logs import NoiseFilter, memory_shortage, store_logs
@@ -73,18 +71,9 @@ def test_a_warning_without_effect_is_left_out_with_its_traceback_and_the_next_li
     assert NoiseFilter().rest(lines) == [lines[0], *lines[-3:]]
 
 
-RECORDING = Path(__file__).parents[2] / "recordings/texts/out_of_memory.json.gz"
-
-
-def recorded_lines() -> list[str]:
-    """Return what the process that leads a training's workers wrote when Ray had killed it and them for the memory of their pod."""
-    log = json.loads(gzip.decompress(RECORDING.read_bytes()))["texts"]["log"]
-    return re.findall(r"^\S+ \(TrainController pid=274\) ?(.*)$", log, re.MULTILINE)
-
-
 @pytest.mark.parametrize("size", [1, 30, 1000])
 def test_of_rays_words_about_a_nodes_memory_the_first_line_is_shown_in_whatever_parts_they_come(size: int) -> None:
-    lines = recorded_lines()
+    lines = lines_about_memory()
     assert len(lines) > 500
     noise = NoiseFilter()
     shown = [line for start in range(0, len(lines), size) for line in noise.rest(lines[start : start + size])]
@@ -98,14 +87,14 @@ def test_of_rays_words_about_a_nodes_memory_the_first_line_is_shown_in_whatever_
 
 
 def test_our_own_line_is_shown_also_where_the_end_of_rays_words_is_missing() -> None:
-    start = recorded_lines()[:30]
+    start = lines_about_memory()[:30]
     assert any("running low on memory" in line for line in start)
     ours = "iddpm| the score of step 40 failed: 1 worker(s) were killed due to the node running low on memory."
     assert NoiseFilter().rest([*start, ours, "after it"])[-2:] == [ours, "after it"]
 
 
 def test_an_error_about_a_nodes_memory_becomes_one_line_with_the_remedy() -> None:
-    said = memory_shortage(RuntimeError("\n".join(recorded_lines())))
+    said = memory_shortage(RuntimeError("\n".join(lines_about_memory())))
     assert said.startswith("memory ran out (3.94GB used, the limit is 4.00GB); ")
     assert 'train_resources: {"memory": ...}' in said
     assert "\n" not in said

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+from recorded_logs import lines_about_memory
 
 from training import storage
 from training.checkpoints import checkpoint
@@ -159,6 +160,16 @@ def test_a_score_that_fails_ends_nothing_and_is_named(tmp_path: Path, capsys: py
     side.close()
     assert pool.attempts == [10, 10], "the last chance is at the end"
     assert "the score of step 10 failed: out of memory" in capsys.readouterr().out
+
+
+def test_a_score_that_ray_killed_for_memory_is_named_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path, 10)
+    pool = Pool()
+    side = hooks_of(tmp_path, Scores([]), pool)
+    pool.submitted[10].set_exception(RuntimeError("\n".join(lines_about_memory())))
+    side.hooks().should_stop(20)
+    side.close()
+    assert "the score of step 10 failed: memory ran out (3.94GB used, the limit is 4.00GB); if it happens again" in capsys.readouterr().out
 
 
 def test_an_error_without_a_message_is_named_by_its_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
