@@ -253,9 +253,9 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def serve(directory: Path) -> Iterator[tuple[FakeKubernetes, Path]]:
-    """Serve an empty cluster on loopback, and write a kubeconfig for it into the directory."""
-    fake = FakeKubernetes()
+def serve(directory: Path, cluster: FakeKubernetes | None = None) -> Iterator[tuple[FakeKubernetes, Path]]:
+    """Serve a cluster on loopback, an empty one if none is given, and write a kubeconfig for it into the directory."""
+    fake = cluster or FakeKubernetes()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
     server.daemon_threads = True
     fake.url = f"http://127.0.0.1:{server.server_address[1]}"

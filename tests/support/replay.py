@@ -20,26 +20,28 @@ class Replay:
         """Read a recording.
 
         Args:
-            record: The recording, of one run.
-            run_id: The run's id in KFP; empty keeps the recorded one.
+            record: The recording.
+            run_id: Id in KFP of its only run; empty keeps the recorded ones.
         """
         self._record = record
         self._labels = {"pipeline/runid": run_id} if run_id else {}
-        (workflow,) = record.workflows
-        everything = [workflow["states"], *record.pods.values(), *record.rayjobs.values()]
+        assert not run_id or len(record.workflows) == 1
+        everything = [*(each["states"] for each in record.workflows), *record.pods.values(), *record.rayjobs.values()]
         self.times = sorted({math.ceil(state["at"] / 2) * 2.0 for states in everything for state in states})
 
     def workflows(self, at: float) -> dict[str, dict[str, Any]]:
-        """Return the Workflow, by name."""
-        (recording,) = self._record.workflows
-        past = [state for state in recording["states"] if state["at"] <= at]
-        if not past:
-            return {}
-        last, created = past[-1], recording["created"]
-        metadata = {**created["metadata"], "labels": {**last["labels"], **self._labels}, "resourceVersion": str(last["at"])}
-        metadata.setdefault("uid", recording["workflow"])
-        spec = {**created["spec"], **last["spec"]}
-        return {recording["workflow"]: {**created, "metadata": metadata, "spec": spec, "status": last["status"]}}
+        """Return the Workflows, by name."""
+        found: dict[str, dict[str, Any]] = {}
+        for recording in self._record.workflows:
+            past = [state for state in recording["states"] if state["at"] <= at]
+            if not past:
+                continue
+            last, created = past[-1], recording["created"]
+            metadata = {**created["metadata"], "labels": {**last["labels"], **self._labels}, "resourceVersion": str(last["at"])}
+            metadata.setdefault("uid", recording["workflow"])
+            spec = {**created["spec"], **last["spec"]}
+            found[recording["workflow"]] = {**created, "metadata": metadata, "spec": spec, "status": last["status"]}
+        return found
 
     def pods(self, at: float) -> dict[str, dict[str, Any]]:
         """Return the pods, by name."""
