@@ -86,7 +86,7 @@ def run_in_child(step: Step, arguments: Mapping[str, Any], *, memory: str) -> An
     """Run a step in a process of its own, and return what it returns; `memory` is the pod's, for the message.
 
     Raises:
-        LostError: The process was killed, or failed for a reason that may pass.
+        LostError: The process was killed, ended without an error, or failed for a reason that may pass.
         UserError: The step refuses its arguments.
         StepError: The step failed otherwise.
         SystemExit: SIGTERM.
@@ -106,7 +106,7 @@ def run_in_child(step: Step, arguments: Mapping[str, Any], *, memory: str) -> An
         stop.raise_if_set()
         answered = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
         message = answered.get("error", "")
-        if child.returncode == 0:
+        if child.returncode == 0 and answered:
             return answered["returned"]
         if child.returncode == -signal.SIGKILL:
             raise LostError(
@@ -115,6 +115,8 @@ def run_in_child(step: Step, arguments: Mapping[str, Any], *, memory: str) -> An
             )
         if child.returncode == TRY_AGAIN:
             raise LostError(message)
+        if not answered:  # a library ended it, as Ray does where one of its own processes is lost
+            raise LostError(f"the process of step {step.name} ended with {child.returncode} and no error; its last lines say why")
         if answered.get("is_users"):
             raise UserError(message)
-        raise StepError(message or f"the process of step {step.name} ended with {child.returncode}; its last lines say why")
+        raise StepError(message or f"the process of step {step.name} failed; its last lines say why")

@@ -158,13 +158,15 @@ def compute_reference(dataset_uri: str, extractor: FeatureExtractor, out_uri: st
     beginning (its order is a seeded shuffle); None is all.
 
     Raises:
-        UserError: `out_uri` contains other statistics, or there is no such data set.
+        UserError: `out_uri` contains other statistics, there is no such data set, or fewer than two images.
     """
     stored = find_reference(dataset_uri, extractor, out_uri, num_images)
     if stored is not None:
         return stored
     manifest = read_manifest(dataset_uri)
     count, uri = _count(manifest, num_images), _reference_uri(manifest, extractor, out_uri, num_images)
+    if count < 2:
+        raise UserError(f"{dataset_uri}: statistics take 2 images or more, and there is {count}; prepare more of them")
     images = (images for _, images, _ in iterate(dataset_uri, BATCH_SIZE, stop=count))
     moments, spatial = moments_of(with_progress(images, "computed the features of", count, len), extractor)
     provenance = dataclasses.replace(provenance_of(manifest, extractor), num_images=moments.num_images)
@@ -267,7 +269,9 @@ def statistics_from_arrays(arrays: Mapping[str, Any], uri: str, suffix: str = ""
     if mean.ndim != 1 or tuple(covariance.shape) != (len(mean), len(mean)):
         shapes = f"mu{suffix} {tuple(mean.shape)} and sigma{suffix} {tuple(covariance.shape)}"
         raise UserError(f"{uri}: {shapes} are not a mean and its covariance")
-    if bool((covariance.diagonal() < 0).any()) or not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6, equal_nan=True):
+    # A feature that is the same in all images may have a variance a little below 0, by the rounding of the squares that cancel.
+    too_low = covariance.diagonal() < -1e-6 * (1 + mean.square())
+    if bool(too_low.any()) or not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6, equal_nan=True):
         raise UserError(f"{uri}: sigma{suffix} is no covariance: it has negative variances, or is not symmetric")
     return FeatureStatistics(mean=mean, covariance=(covariance + covariance.T) / 2, num_images=num_images)
 

@@ -17,6 +17,7 @@ from training.config.experiment import Precision, SamplingConfig
 from training.data.format.manifest import read_manifest
 
 NUM_SHOWN = 100
+_MOST_IMAGES = 10**8  # far more than can be drawn; a slip of the keyboard would fill the memory with its plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +83,8 @@ def draw_images(
 def _plan(request: DrawRequest, model: TrainedModel) -> SamplePlan:
     if request.num_images < 1:
         raise UserError(f"the number of images must be at least 1, got {request.num_images}")
+    if request.num_images > _MOST_IMAGES:
+        raise UserError(f"the number of images must be at most {_MOST_IMAGES:,}, got {request.num_images:,}")
     if not request.data_uri and (request.labels == "data" or (model.low_res_size is not None and not request.low_res_uri)):
         reason = "labels as in the data" if request.labels == "data" else "an upsampler without images to enlarge"
         raise UserError(f"{reason}: the data set is needed, and the model does not record which it was trained on; name its directory")

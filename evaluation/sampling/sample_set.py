@@ -149,7 +149,7 @@ def read(uri: str) -> Iterator[Generated]:
 
     Raises:
         MissingImagesError: The set, or a chunk of it, is not there.
-        UserError: A chunk has another number of images.
+        UserError: A chunk is damaged or has another number of images.
     """
     plan = _read_plan(uri)
     num_images, chunk_size = int(plan["num_images"]), int(plan["chunk_size"])
@@ -177,6 +177,8 @@ def _read_chunk(uri: str, number: int) -> tuple[Tensor, Tensor | None]:
         return npz.read_images(chunk_uri(uri, number))
     except storage.ObjectNotFoundError as error:
         raise MissingImagesError(f"{uri}: chunk {number} is missing; the set is not complete, draw it again") from error
+    except UserError as error:
+        raise UserError(f"{error}. Delete this file, and the command that draws the set draws its images again") from error
 
 
 def _draw_chunk(chunk: Chunk[SamplePlan]) -> int:

@@ -38,8 +38,20 @@ class Credentials:
 
 
 def default_home() -> Path:
-    """Return the directory that `IDDPM_HOME` names, or else `.iddpm` in the working directory."""
-    return Path(os.environ.get("IDDPM_HOME") or ".iddpm").expanduser().resolve()
+    """Return the directory that `IDDPM_HOME` names, or else `.iddpm` in the working directory.
+
+    Raises:
+        ServicesError: `IDDPM_HOME` is an address or leads nowhere, or the working directory was deleted.
+    """
+    name = os.environ.get("IDDPM_HOME") or ".iddpm"
+    if "://" in name:
+        raise ServicesError(f"IDDPM_HOME is {name}, an address; set it to a directory on this machine")
+    try:
+        return Path(name).expanduser().resolve()
+    except FileNotFoundError as error:
+        raise ServicesError("the working directory was deleted; change to one that exists, or set IDDPM_HOME to a whole path") from error
+    except RuntimeError as error:  # pathlib's error for links that lead in a circle, and for a user who isn't there
+        raise ServicesError(f"IDDPM_HOME is {name}: {error}; set it to a directory that you can write") from error
 
 
 def prepare(home: Path) -> None:

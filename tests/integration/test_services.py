@@ -504,6 +504,22 @@ def test_the_folder_is_what_the_environment_says(tmp_path, monkeypatch):
     assert not (tmp_path / ".iddpm").exists()  # asking makes nothing
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("s3://bucket/home", "an address"), ("~nobody-of-that-name/x", "home directory"), ("loop", "Symlink loop"), (None, "was deleted")],
+)
+def test_a_folder_that_leads_nowhere_is_named_with_the_remedy(tmp_path, monkeypatch, name, said):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path if name else tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setenv("IDDPM_HOME", name or "")
+    for command in (services.up, services.down, services.status):
+        with pytest.raises(services.ServicesError, match=f"{said}.*(set|change)"):
+            command()
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
 def test_looking_for_the_services_imports_nothing_heavy():
     heavy = {"boto3", "torch", "ray", "mlflow", "numpy"}
     code = f"import sys; from pipelines.services import services; services.status(); assert not {heavy} & set(sys.modules)"

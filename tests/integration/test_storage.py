@@ -599,7 +599,13 @@ def test_local_paths_need_no_boto3():
         ("403", 403, "check AWS_ACCESS_KEY_ID"),
         ("Unauthorized", 401, "check AWS_ACCESS_KEY_ID"),
         ("ExpiredToken", 400, "check AWS_ACCESS_KEY_ID"),
-        ("InvalidArgument", 400, "check the address"),
+        ("InvalidArgument", 400, "answered 400 InvalidArgument no; check the address"),
+        ("QuotaExceeded", 403, "raise the quota of the bucket"),
+        ("InvalidObjectState", 403, "restore the object from the archive first"),
+        ("PermanentRedirect", 301, "set AWS_REGION to the bucket's region, and"),
+        ("301", 301, "answered 301 no; set AWS_REGION to the bucket's region, and"),
+        ("AuthorizationHeaderMalformed", 400, "set AWS_REGION to the bucket's region, and"),
+        ("400", 400, "answered 400 no; check the address, AWS_REGION, and that the credentials have not expired"),
     ],
 )
 def test_a_refusal_names_what_is_refused(monkeypatch, code, status, remedy):
@@ -609,6 +615,19 @@ def test_a_refusal_names_what_is_refused(monkeypatch, code, status, remedy):
     with pytest.raises(StorageError, match=remedy) as caught:
         storage.read_bytes("s3://bucket/key")
     assert not caught.value.transient
+
+
+@pytest.mark.parametrize("place", ["header", "body"])
+def test_the_region_of_a_bucket_that_is_elsewhere_is_named(monkeypatch, place):
+    answer = {"Error": {"Code": "PermanentRedirect", "Message": "elsewhere"}, "ResponseMetadata": {"HTTPStatusCode": 301}}
+    if place == "header":
+        answer["ResponseMetadata"]["HTTPHeaders"] = {"x-amz-bucket-region": "eu-west-1"}
+    else:
+        answer["Error"]["Region"] = "eu-west-1"
+    fake = Mock(**{"get_object.side_effect": ClientError(answer, "GetObject"), "meta.endpoint_url": "http://s3"})
+    monkeypatch.setattr(s3, "client", lambda: fake)
+    with pytest.raises(StorageError, match=r"set AWS_REGION to the bucket's region \(eu-west-1\)"):
+        storage.read_bytes("s3://bucket/key")
 
 
 def test_the_marks_by_which_consoles_show_folders_are_deleted_and_no_objects(monkeypatch):

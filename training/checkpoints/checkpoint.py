@@ -37,6 +37,7 @@ DIRECTORY = "checkpoints"
 COMPLETE = "complete.json"
 EXPERIMENT = "experiment.json"
 MODEL = "model"
+_WRONG_VERSION = "it is damaged or of another version, so check the address, or take the version of this program that wrote it"
 
 
 def checkpoint_uri(run_uri: str, step: int) -> str:
@@ -163,7 +164,7 @@ def load_experiment(uri: str) -> Experiment:
     except CheckpointError:  # names the checkpoint
         raise
     except UserError as error:
-        raise CheckpointError(f"{storage.join(uri, EXPERIMENT)}: {error}") from error
+        raise CheckpointError(f"{storage.join(uri, EXPERIMENT)}: {error}; {_WRONG_VERSION}") from error
     run_uri = _run_of(uri)
     try:
         current = read_experiment(storage.join(run_uri, EXPERIMENT)) if run_uri else experiment
@@ -179,7 +180,7 @@ def read_experiment(uri: str) -> Experiment:
     try:
         return Experiment.from_json(storage.read_bytes(uri))
     except UserError as error:
-        raise UserError(f"{uri}: {error}; it is damaged or of another version, so check the address") from error
+        raise UserError(f"{uri}: {error}; {_WRONG_VERSION}") from error
 
 
 def weights_names(uri: str) -> tuple[str, ...]:

@@ -54,6 +54,8 @@ def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterabl
         UserError: The file does not contain the weights of one network, or they fit no preset or several.
     """
     file_name = file_uri.rstrip("/").rpartition("/")[2]
+    if not storage.is_s3(file_uri) and storage.local_path(file_uri).is_dir():
+        raise UserError(f"{file_uri}: is a folder, and none of diffusers (it has no model_index.json); name a file in it")
     with storage.open_local(file_uri) as path:
         found, embedded, step = read_tensors(path, file_name)
         # Copied here: tensors that map the file must not outlive it.

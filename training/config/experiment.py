@@ -40,6 +40,7 @@ MetricName = Literal[
     "kid", "cmmd", "mind", "fd_infinity", "precision_recall", "density_coverage", "inception_score", "sfid", "label_agreement"
 ]
 Precision = Literal["fp32", "bf16"]
+_LONGEST_NAME = 200  # a directory's name, which gets up to 55 more characters, has at most 255
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +71,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name)), "data.name", f"{self.name!r} is not a name like 'cifar10'")
+        require(len(self.name) <= _LONGEST_NAME, "data.name", f"must have at most {_LONGEST_NAME} characters, got {len(self.name)}")
         require_at_least(1, self, "data", "image_size", "image_channels")
         require_at_least(0, self, "data", "num_classes", "disk_budget_bytes")
 
@@ -390,6 +392,7 @@ class Experiment:
     def __post_init__(self) -> None:
         # The name becomes part of the name of the run's directory.
         require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name)), "name", f"{self.name!r} is not a name like 'my-experiment'")
+        require(len(self.name) <= _LONGEST_NAME, "name", f"must have at most {_LONGEST_NAME} characters, got {len(self.name)}")
         factor = 2 ** (len(self.model.channel_mult) - 1)
         require(
             self.data.image_size % factor == 0,

@@ -124,5 +124,5 @@ def decode_text(data: bytes, name: str) -> str:
 def _parse(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets, is no TOMLDecodeError
         raise UserError(f"the experiment file is not TOML: {error}; text needs quotes, tables look like [model]") from error

@@ -21,7 +21,7 @@ def apply_overrides(plain: dict[str, Any], overrides: Iterable[str], lists: Cont
         require(isinstance(item, str), str(item), "an override is text and reads section.field=value")
         path, separator, text = item.partition("=")
         path = path.strip()
-        require(bool(separator) and bool(path), item, "an override reads section.field=value")
+        require(bool(separator) and bool(path), item or repr(item), "an override reads section.field=value")
         require(path != "name", path, "cannot be overridden; an experiment file can give a name")
         *parents, leaf = path.split(".")
         node = plain
@@ -69,5 +69,5 @@ def _parse_value(text: str, *, as_list: bool) -> Any:
         return [_parse_value(part.strip(), as_list=False) for part in text.strip("()").split(",") if part.strip()]
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # a number of thousands of digits, or as many brackets, is no JSONDecodeError
         return {"none": None, "true": True, "false": False}.get(text.lower(), text)

@@ -22,6 +22,8 @@ from training.storage.logs import LogUpload, log_uri
 
 _NOISE = ("PlacementGroupCleaner", "State API may be temporarily unavailable", "PreemptionWatcher", "Failed to send resource request for")
 """Ray Train repeats these warnings where Ray has no dashboard, at each start, and on busy nodes; they have no effect."""
+_LAST_OF_NOISE = ("ray.exceptions.", "ConnectionError: Found multiple active Ray instances")
+"""Beginnings of the last line of a traceback that follows such a warning."""
 _LOW_MEMORY = "killed due to the node running low on memory"
 _DUMP_END = "Refer to the documentation on how to address the out of memory issue"
 """Words in the first and in the last of about fifty lines that Ray writes about a node's memory, again in each error that follows."""
@@ -61,11 +63,11 @@ class NoiseFilter:
 
     def __init__(self) -> None:
         self._dump_lines_left = 0
+        self._in_noise = False
 
     def rest(self, lines: Sequence[str]) -> list[str]:
         """Return the lines to show of the next part."""
         kept: list[str] = []
-        in_noise = False
         traceback_at: int | None = None  # of a traceback in `kept` that may end in a dump
         for line in lines:
             if self._dump_lines_left and not line.startswith("iddpm|"):
@@ -73,12 +75,12 @@ class NoiseFilter:
                 continue
             self._dump_lines_left = 0
             if any(words in line for words in _NOISE):
-                in_noise = True
+                self._in_noise = True
                 continue
-            if in_noise and line.startswith(("Traceback (most recent call last)", " ", "ray.exceptions.")):
-                in_noise = not line.startswith("ray.exceptions.")  # the last line of the traceback
+            if self._in_noise and line.startswith(("Traceback (most recent call last)", " ", *_LAST_OF_NOISE)):
+                self._in_noise = not line.startswith(_LAST_OF_NOISE)
                 continue
-            in_noise = False
+            self._in_noise = False
             if _LOW_MEMORY in line and not line.startswith("iddpm|"):  # one of ours may repeat Ray's words
                 self._dump_lines_left = _DUMP_LINES
                 del kept[len(kept) if traceback_at is None else traceback_at :]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
+from training.console import format_duration, say
 from training.distributed.ray_logs import MemoryShortageError, hide_noise, memory_shortage
 
 _DEFAULTS = {
@@ -32,6 +33,9 @@ _DEFAULTS = {
 
 _LONGEST_TEMP_DIR = 35
 """Ray puts sockets under TMPDIR, at paths 70 characters longer; the system allows 107 in all."""
+
+_SLOW_START_SECONDS = 180.0
+"""Ray's limit of 30 s counts for some parts of its start; it waits for the others without a limit, and without a word."""
 
 _SECONDS_FOR_LAST_LINES = 1.0
 """Ray looks for new workers every 0.5 s and for new lines every 0.1 s; what it has not passed on when the session ends is not shown."""
@@ -89,10 +93,29 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
 
 def _start_local(num_cpus: int | None) -> None:
     """Start Ray on this machine, with up to three attempts: Ray's fixed limit of 30 s can be too short on a busy machine."""
-    import ray
-
     # Nobody drains this machine. A training would start one process more, with seconds of imports, to watch for it.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    temp_dir = None if len(tempfile.gettempdir()) <= _LONGEST_TEMP_DIR else "/tmp/ray"
+
+    def tell() -> None:
+        logs = f"{temp_dir or f'{tempfile.gettempdir()}/ray'}/session_latest/logs"
+        say(
+            f"Ray has not started for {format_duration(_SLOW_START_SECONDS)}; if it does not soon, stop this, see its logs in {logs}, "
+            "and check memory, disk and the limits of `ulimit -a`"
+        )
+
+    slow = threading.Timer(_SLOW_START_SECONDS, tell)
+    slow.daemon = True
+    slow.start()
+    try:
+        _try_to_start(num_cpus, temp_dir)
+    finally:
+        slow.cancel()
+
+
+def _try_to_start(num_cpus: int | None, temp_dir: str | None) -> None:
+    import ray
+
     for attempts_left in (2, 1, 0):
         try:
             ray.init(
@@ -102,7 +125,7 @@ def _start_local(num_cpus: int | None) -> None:
                 logging_level=logging.WARNING,
                 job_config=_job_config(),
                 _node_ip_address="127.0.0.1",
-                _temp_dir=None if len(tempfile.gettempdir()) <= _LONGEST_TEMP_DIR else "/tmp/ray",
+                _temp_dir=temp_dir,
             )
         except Exception as error:
             if not attempts_left or "timed out during startup" not in str(error):

@@ -19,6 +19,7 @@ import ray
 import torch
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -133,8 +134,12 @@ def _control_of(job: Job) -> Any:
 
 
 def _fit(job: Job, scratch: str) -> Outcome:
-    """Train with Ray; start again after `MAX_WORKER_FAILURES` failures if a checkpoint was saved since the last start."""
-    resources, on_gpu = job.resources, job.resources.num_gpus_per_worker > 0
+    """Train with Ray; start again after `MAX_WORKER_FAILURES` failures if a checkpoint was saved since the last start.
+
+    Workers that find no room are waited for. Where they die as they start, or what leads them is lost, it is started again
+    `MAX_WORKER_FAILURES` times.
+    """
+    resources, on_gpu, losses = job.resources, job.resources.num_gpus_per_worker > 0, 0
     for attempt in itertools.count(1):
         before = _saved_step(job)
         trainer = TorchTrainer(
@@ -146,18 +151,24 @@ def _fit(job: Job, scratch: str) -> Outcome:
                 name=f"train-{attempt}",
                 # Checkpoints and scores go to S3 by `training.checkpoints`. Ray itself keeps an empty list here, on its controller's node.
                 storage_path=scratch,
-                failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
+                # Ray would start workers that die as they start again for ever.
+                failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES, controller_failure_limit=0),  # type: ignore[call-arg]
                 logging_config=LoggingConfig(log_level="WARNING"),  # its files in S3 keep all lines
             ),
         )
         try:
             outcome: Outcome = trainer.fit().return_value  # type: ignore[attr-defined]
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            if _saved_step(job) <= before:
-                if isinstance(error, ray.exceptions.RayError) and not memory_shortage(error):
-                    raise  # Ray lost what leads the workers, which says nothing against the training
+            if isinstance(_cause(error), WorkerGroupStartupTimeoutError):
+                say(f"no room for {resources.min_workers or resources.num_workers} worker(s) yet on the Ray cluster; waiting for it")
+            elif _saved_step(job) > before:
+                losses = 0
+                say(f"training was lost, but there is a new checkpoint, from which it is started again: {_reason(error)}")
+            elif losses < MAX_WORKER_FAILURES and _is_loss(error):
+                losses += 1
+                say(f"{_reason(error)}; starting the training again ({losses} of {MAX_WORKER_FAILURES})")
+            else:
                 raise TrainingError(_failure_message(error, job, before)) from error
-            say(f"training was lost, but there is a new checkpoint, from which it is started again: {_reason(error)}")
         else:
             return outcome
         _free_reservations()
@@ -202,7 +213,24 @@ def _reason(error: Exception) -> str:
         return shortage
     causes = getattr(error, "worker_failures", None) or {}
     reasons = "; ".join(f"worker {rank}: {lines_of(cause)[-1]}" for rank, cause in sorted(causes.items()))
-    return reasons or lines_of(getattr(error, "controller_failure", error))[0]
+    cause = _cause(error)
+    if isinstance(cause, WorkerGroupStartupFailedError):  # Ray puts a traceback before the reason
+        return f"a worker died as it started: {lines_of(cause)[-1].rstrip('.')}"
+    if isinstance(cause, ray.exceptions.ActorDiedError):
+        return "the process that leads the workers (Ray's TrainController) was killed or crashed; Ray's lines before this one say why"
+    return reasons or lines_of(cause)[0].rstrip(".")
+
+
+def _is_loss(error: Exception) -> bool:
+    """Return True where Ray lost workers as they started, or what leads them, but not for memory: neither speaks against the training."""
+    return isinstance(_cause(error), WorkerGroupStartupFailedError) or (
+        isinstance(error, ray.exceptions.RayError) and not memory_shortage(error)
+    )
+
+
+def _cause(error: Exception) -> Exception:
+    """Return the error of what leads the workers; another error is its own cause."""
+    return getattr(error, "controller_failure", error)
 
 
 # -- in a worker -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 from training import storage
 from training.checkpoints import averages, checkpoint
 from training.config.errors import lines_of
-from training.console import say
+from training.console import format_duration, say
 from training.distributed.ray_logs import memory_shortage
 from training.loop.gauges import Gauge, Progress
 from training.loop.interfaces import STOP_REQUESTED, Hooks, Job, Outcome, Scorer
@@ -34,6 +34,8 @@ _SECONDS_BETWEEN_CHECKS = 1.0
 _SECONDS_BETWEEN_CHECKS_AT_THE_END = 2.0
 _SECONDS_TO_WAIT_FOR_ROOM = 600.0
 """A cluster that grows by itself has another machine by then."""
+_LONGEST_SCORE_SECONDS = 12 * 3600.0
+"""If none comes for so long, the process that takes it stands still: Ray starts a score again whose process has ended, and no other."""
 
 Score = Mapping[str, Any]
 
@@ -114,7 +116,7 @@ class RankZeroHooks:
 
         Returns:
             The outcome; its `stop_reason` is `STOP_REQUESTED` if a stop was requested before all scores were there. It has a `failure`
-            if a score can't start.
+            if a score can't start, or does not end.
         """
         self.finish_saving()
         self._submit_saved()
@@ -123,15 +125,18 @@ class RankZeroHooks:
         self._collect_scores()
         if self._pending:
             say(f"waiting for the scores of {len(self._pending)} checkpoint(s)")
-        began = time.monotonic()
+        began = last_came = time.monotonic()
         while self._pending or self._submit_failed():
             if self._check_for_stop():
                 return dataclasses.replace(outcome, stop_reason=STOP_REQUESTED)
             obstacle = self._scoring_obstacle() if time.monotonic() - began >= _SECONDS_TO_WAIT_FOR_ROOM else None
+            if obstacle is None and time.monotonic() - last_came >= _LONGEST_SCORE_SECONDS:
+                obstacle = f"none has come for {format_duration(_LONGEST_SCORE_SECONDS)}; kill the process that takes them (ray::_score)"
             if obstacle:
                 failure = f"{len(self._pending)} checkpoint(s) have no score: {obstacle}. The same command then scores them"
                 return dataclasses.replace(outcome, failure=failure)
-            wait(self._pending.values(), timeout=_SECONDS_BETWEEN_CHECKS_AT_THE_END, return_when="FIRST_COMPLETED")
+            if wait(self._pending.values(), timeout=_SECONDS_BETWEEN_CHECKS_AT_THE_END, return_when="FIRST_COMPLETED").done:
+                last_came = time.monotonic()
             self._collect_scores()
         self._background.shutdown()
         deadline = time.monotonic() + storage.OUTAGE_SECONDS

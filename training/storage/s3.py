@@ -54,6 +54,13 @@ _NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError)
 _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken", "ExpiredToken"}
 _ROLE_PROVIDERS = {"container-role", "iam-role"}
 """Sources of credentials that a server hands out: a pod's (EKS Pod Identity, ECS) and an instance's. It may be away for a moment."""
+_OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+_OTHER_REMEDIES = {
+    "RequestTimeTooSkewed": "set the clock of this machine or of the server",
+    "QuotaExceeded": "raise the quota of the bucket, or delete something in it",
+    "InvalidObjectState": "restore the object from the archive first",
+}
+"""Remedies for refusals that are not the credentials' fault."""
 _BUSY = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ThrottlingException", "OperationAborted"}
 
 
@@ -364,10 +371,17 @@ def _explain_answer(uri: str, error: ClientError) -> StorageError:
     if code in ("NoSuchKey", "404"):
         return ObjectNotFoundError(f"{uri}: there is no such object at {endpoint}")
     status = _status(error)
-    if code == "RequestTimeTooSkewed":
+    message = _in_one_line(error.response.get("Error", {}).get("Message", ""))
+    answer = " ".join(dict.fromkeys(word for word in (str(status), code, message) if word))
+    if code in _OTHER_REGION or status == 301:
+        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        region = headers.get("x-amz-bucket-region") or error.response.get("Error", {}).get("Region", "")
         return StorageError(
-            f"{uri}: S3 at {endpoint} refused the time of the request ({code}); set the clock of this machine or of the server"
+            f"{uri}: S3 at {endpoint} answered {answer}; set AWS_REGION to the bucket's region{f' ({region})' if region else ''}, and "
+            "AWS_ENDPOINT_URL, if it is set, to the server of that region"
         )
+    if code in _OTHER_REMEDIES:
+        return StorageError(f"{uri}: S3 at {endpoint} refused ({code}); {_OTHER_REMEDIES[code]}")
     if code in _REFUSED or status in (401, 403):
         return StorageError(
             f"{uri}: S3 at {endpoint} refused the credentials ({code}); check AWS_ACCESS_KEY_ID and "
@@ -376,9 +390,13 @@ def _explain_answer(uri: str, error: ClientError) -> StorageError:
     if status == 501:
         return StorageError(f"{uri}: S3 at {endpoint} does not implement what was asked ({code}); update the server, or use another one")
     transient = code in _BUSY or status >= 500 or status == 429
-    remedy = "try again, and check the server's log and free disk space" if transient else "check the address"
-    message = _in_one_line(error.response.get("Error", {}).get("Message", ""))
-    return StorageError(f"{uri}: S3 at {endpoint} answered {status} {code} {message}; {remedy}", transient=transient)
+    if transient:
+        remedy = "try again, and check the server's log and free disk space"
+    elif code.isdecimal():  # without a body, so without the reason: a HEAD is answered so
+        remedy = "check the address, AWS_REGION, and that the credentials have not expired"
+    else:
+        remedy = "check the address and AWS_ENDPOINT_URL"
+    return StorageError(f"{uri}: S3 at {endpoint} answered {answer}; {remedy}", transient=transient)
 
 
 def _in_one_line(value: object) -> str:

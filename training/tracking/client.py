@@ -6,6 +6,7 @@ Whatever asks MLflow raises `TrackingError` where it can't be reached or refuses
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -32,6 +33,8 @@ _REFUSALS = {
 }
 RETRY_SECONDS = 30.0
 """Seconds for which a request that needs an answer is repeated."""
+_ERROR_STATUS = re.compile(r"too many (\d{3}) error responses")
+_NO_MLFLOW = re.compile(r"not in a valid JSON format|Exceeded \d+ redirects")
 _SLOW_SECONDS = 5.0
 """Seconds without an answer after which a person is told what is waited for."""
 
@@ -164,9 +167,19 @@ def request(action: Callable[[], _Result], *, seconds: float | None = None, repo
             raise TrackingError(f"a request to MLflow at {tracking_uri()} failed on this machine: {in_one_line(error)}") from error
         if not is_transient(error):
             raise TrackingError(f"MLflow at {tracking_uri()} refused: {in_one_line(error)}") from error
+        text = in_one_line(error)
+        if found := _ERROR_STATUS.search(str(error)):
+            raise TrackingError(
+                f"MLflow at {tracking_uri()} answers with error {found[1]}; its log has the reason (the local one's is mlflow.log in the "
+                f"folder that `iddpm status` names) ({text})"
+            ) from error
+        if _NO_MLFLOW.search(str(error)):
+            raise TrackingError(
+                f"what answers at {tracking_uri()} is no MLflow, perhaps the login page of a proxy; is MLFLOW_TRACKING_URI right? ({text})"
+            ) from error
         raise TrackingError(
             f"MLflow at {tracking_uri()} does not answer; is it running, and is MLFLOW_TRACKING_URI right? "
-            f"'iddpm up' starts the local one ({in_one_line(error)})"
+            f"'iddpm up' starts the local one ({text})"
         ) from error
     finally:
         slow.cancel()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -69,6 +71,19 @@ def test_a_step_whose_process_is_killed_is_done_again_and_the_log_names_the_memo
     printed = capfd.readouterr().out
     assert "the pod's memory of 4Gi ran out" in printed
     assert "lost 1 of 3 times" in printed
+
+
+@pytest.mark.parametrize("code", [0, 1, -6])
+def test_a_step_whose_process_ends_without_an_answer_is_done_again(tmp_path, monkeypatch, capfd, code):
+    """Ray ends a driver, with exit code 1, when a process of its own is lost."""
+    ends, start = [f"import os; os._exit({code})" if code >= 0 else "import os; os.abort()"], subprocess.Popen
+
+    def end_first(command: list[str], **given: Any) -> Any:
+        return start([sys.executable, "-c", ends.pop()] if ends and "components.launch.driver" in command else command, **given)
+
+    monkeypatch.setattr(subprocess, "Popen", end_first)
+    assert run_step(PREPROCESS, _arguments(tmp_path), "laptop")
+    assert f"the process of step preprocess ended with {code} and no error; its last lines say why; going on" in capfd.readouterr().out
 
 
 def test_what_the_user_did_wrong_is_not_tried_again(tmp_path, capfd):

@@ -112,6 +112,10 @@ def test_a_list_that_was_set_can_be_set_to_no_value_again(nothing: str) -> None:
         ("diffusion.vlb_weight.x=3", r"diffusion\.vlb_weight is a field and has none below it"),
         ("name=../../elsewhere", r"name: cannot be overridden"),
         (3, r"3: an override is text"),
+        ("", r"^'': an override reads"),
+        ("seed=" + "9" * 5000, r"^seed: "),
+        ("optim.ema_decays=" + "[" * 100_000, r"^optim\.ema_decays: "),
+        ("data.name=" + "a" * 201, r"^data\.name: must have at most 200 characters, got 201"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_the_field_and_what_it_allows(override: str, message: str) -> None:
@@ -133,10 +137,11 @@ def test_the_scores_beside_training_have_no_earlier_checkpoint_to_guide_them() -
         DEMO.override(["evaluation.scoring_sampling.guidance_scale=2", "evaluation.scoring_sampling.guidance_step=200"])
 
 
-@pytest.mark.parametrize("name", ["../../elsewhere", ""])
+@pytest.mark.parametrize("name", ["../../elsewhere", "", "a" * 201])
 def test_an_experiments_name_is_one_for_a_directory_too(name: str) -> None:
-    with pytest.raises(UserError, match=f"name: '{name}' is not a name"):
+    with pytest.raises(UserError, match=f"name: ('{name}' is not a name|must have at most 200 characters)"):
         Experiment.from_dict(DEMO.to_dict() | {"name": name})
+    assert Experiment.from_dict(DEMO.to_dict() | {"name": "a" * 200}).name == "a" * 200
 
 
 def test_no_steps_are_learned_for_an_upsampler() -> None:

@@ -113,6 +113,8 @@ def test_the_network_of_the_earlier_code_is_three_fields_of_a_file_or_three_over
         ('base = "cifar10-hybrid-cosine"\n[optim]\nnum_steps = 0', r"optim\.num_steps: must be at least 1"),
         ('base = "cifar10-hybrid-cosine"\n[diffusion]\nobjective = "hybird"', r"diffusion\.objective: .*'hybrid'"),
         ("base = cifar10-hybrid-cosine\n", r"not TOML: .*text needs quotes"),
+        ('base = "cifar10-hybrid-cosine"\nseed = ' + "9" * 5000, r"the experiment file is not TOML: .*5000 digits"),
+        ('base = "cifar10-hybrid-cosine"\nseed = ' + "[" * 100_000, r"the experiment file is not TOML: .*recursion"),
         ('base = "cifar10-hybrid-cosine"\nname = "../elsewhere"', r"name: '\.\./elsewhere' is not a name"),
         ("no-such-file.toml", r"no-such-file\.toml: cannot be read as an experiment file: No such file or directory$"),
     ],

@@ -284,6 +284,14 @@ def test_the_experiment_of_a_checkpoint_is_not_read_without_its_run_where_that_o
         checkpoint.load_experiment(uri)
 
 
+def test_a_checkpoint_of_a_later_version_is_told_so(run):
+    later = EXPERIMENT.to_dict()
+    later["optim"]["momentum"] = 0.9
+    uri = checkpoint.save(run, 1, {"experiment.json": json.dumps(later).encode()})
+    with pytest.raises(CheckpointError, match=r"experiment\.json: optim\.momentum: .* take the version of this program that wrote it"):
+        checkpoint.load_experiment(uri)
+
+
 def test_the_run_of_a_checkpoint_is_found_from_its_own_directory(run, monkeypatch):
     changed = preset("digits-hybrid-cosine", ["evaluation.num_samples=400"])
     checkpoint.save(run, 1, {"experiment.json": preset("digits-hybrid-cosine").to_json().encode()})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import subprocess
 import sys
 import threading
@@ -18,11 +17,7 @@ from components.launch.lease import DIRECTORY, Lease, LeaseLostError, LeaseTimes
 from components.launch.repeat import may_pass
 from components.retention.survey import Policy, survey
 from components.retention.verify import verify
-from components.steps import train as train_step
 from training import storage
-from training.config.presets import preset
-from training.data.preparation.prepare import Options, prepare
-from training.data.sources.published import digits
 from training.distributed.signals import StopFlag
 from training.tracking.references import Records
 
@@ -220,43 +215,3 @@ def test_the_lease_is_neither_garbage_nor_damage(tmp_path: Path) -> None:
     assert (directory.state, directory.garbage) == ("live", ())
     later = survey(str(tmp_path), stored, Records(runs=(), registered=()), Policy(), now=stored[0].modified + 1e7, read=lambda _: [])
     assert (later[0].state, later[0].garbage) == ("unknown", ())
-
-
-def test_a_second_start_of_a_run_waits_and_finds_it_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    prepare(digits("test"), str(tmp_path / "data" / "train"), image_size=8, options=Options(resize="none"))
-    trained: list[str] = []
-    may_end, opened = threading.Event(), []
-
-    class Tracked:
-        run_id, url = "m-1", ""
-
-    def train(run: Any, *_: Any) -> tuple[dict[str, Any], str]:
-        trained.append(run.key)
-        assert may_end.wait(20)
-        return {"step": 10}, ""
-
-    monkeypatch.setattr(train_step, "_train", train)
-    monkeypatch.setattr(train_step, "_open_tracked", lambda *_: opened.append(1) or Tracked())
-    monkeypatch.setattr(train_step, "_finish", lambda *_: None)
-    monkeypatch.setattr(train_step, "update_mlflow", lambda *_: True)
-    monkeypatch.setattr(train_step, "leased", functools.partial(leased, times=FAST), raising=False)
-    monkeypatch.setattr(train_step, "_existing_reference", lambda *_: "")
-    uris: list[str] = []
-
-    def start() -> None:
-        arguments = (preset("digits-hybrid-cosine").to_json(), str(tmp_path / "data"), "", str(tmp_path / "root"), "iddpm", {})
-        uris.append(train_step.train_run(*arguments))
-
-    first, second = threading.Thread(target=start), threading.Thread(target=start)
-    first.start()
-    wait_until(lambda: bool(trained))
-    second.start()
-    time.sleep(2 * FAST.abandoned)
-    assert (len(trained), len(opened)) == (1, 1), "two trainings write into one directory"
-    may_end.set()
-    first.join()
-    second.join()
-    assert (len(trained), len(opened), len(set(uris))) == (1, 1, 1)
-    assert "waiting for its end" in capsys.readouterr().out

@@ -222,8 +222,8 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(microbatch_size: int)
         runs.append([p.grad for p in run.state.parameters])
     largest = max(float(gradient.abs().max()) for gradient in runs[0])
     for whole, parts in zip(*runs, strict=True):
-        # Summation in another order rounds otherwise; a bias in front of a GroupNorm has no gradient but rounding.
-        torch.testing.assert_close(whole, parts, rtol=0, atol=1e-5 * largest)
+        # Summation in another order rounds otherwise, some 160 times in a row; a bias in front of a GroupNorm has no gradient but rounding.
+        torch.testing.assert_close(whole, parts, rtol=0, atol=160 * 2**-24 * largest)
 
 
 def one_of_two_ranks(rank: int, folder: str) -> None:
@@ -253,6 +253,7 @@ def test_two_workers_train_what_one_worker_trains_interrupted_or_not(tmp_path: P
     two = torch.load(tmp_path / "rank0.pt")
     one = Record()
     trainer(tiny(), one).train()
+    # The 24 steps of 1e-3 are up to 1e-2 of a weight where gradients are rounding; most are not: 2e-3 of a loss.
     for step, metrics in one.logged.items():
         for name in ("loss", "l_simple", "l_vlb", "grad_norm"):
             assert two["logged"][step][name] == pytest.approx(metrics[name], rel=2e-3), (step, name)
@@ -436,6 +437,7 @@ def test_the_first_steps_of_training_follow_the_golden_curve() -> None:
     trainer(tiny(), record).train()
     golden = {int(step): values for step, values in json.loads(CURVE.read_text()).items()}
     assert golden.keys() == record.logged.keys()
+    # Another processor adds in another order, and Adam makes steps of up to 1e-3 of it: see above. Here only one worker differs.
     for step, values in golden.items():
         for name, value in values.items():
             assert record.logged[step][name] == pytest.approx(value, rel=1e-3), (step, name)

@@ -44,6 +44,39 @@ def test_an_mlflow_that_accepts_connections_and_never_answers_is_named_while_it_
     assert capsys.readouterr().out.count(f"MLflow at {uri} has not answered for 0.1 s; waiting, and trying again for 1.0 s") == told
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "said"),
+    [
+        (500, "readonly database", {}, "answers with error 500; its log has the reason"),
+        (429, "", {}, "answers with error 429; its log has the reason"),
+        (200, "<html>Sign in</html>", {}, "is no MLflow, perhaps the login page of a proxy"),
+        (302, "", {"Location": "/login"}, "is no MLflow, perhaps the login page of a proxy"),
+    ],
+)
+def test_an_answer_that_is_an_error_or_no_mlflows_is_told_from_none(
+    monkeypatch: pytest.MonkeyPatch, status: int, body: str, headers: dict[str, str], said: str
+) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(TrackingError, match=f"{uri} {said}"):
+            request(lambda: connect().get_run("0" * 32), seconds=0.0)
+        server.shutdown()
+
+
 def test_a_long_error_keeps_its_end_which_names_the_cause() -> None:
     text = in_one_line(
         OSError("HTTPConnectionPool(host='mlflow'):\n" + "x" * 1000 + " (Caused by ResponseError('too many 500 error responses'))")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from recorded_logs import lines_about_memory
 
 from training import storage
 from training.distributed.ray_logs import NoiseFilter, memory_shortage, store_logs
+from training.distributed.ray_session import _start_local
 
 
 def test_the_end_of_each_log_is_kept_without_secrets(tmp_path, monkeypatch):
@@ -69,6 +71,21 @@ def test_a_warning_without_effect_is_left_out_with_its_traceback_and_the_next_li
         "iddpm| step 97/1,017  loss 0.8",
     ]
     assert NoiseFilter().rest(lines) == [lines[0], *lines[-3:]]
+    noise = NoiseFilter()
+    assert [line for each in lines for line in noise.rest([each])] == [lines[0], *lines[-3:]], "in parts, as it comes while it is written"
+
+
+def test_the_search_for_a_dashboard_beside_another_ray_of_this_machine_is_left_out() -> None:
+    """Ray Train 2.60 wrote these lines while a second training ran on the machine."""
+    lines = [
+        "Failed to query Train Controller actor state. State API may be temporarily unavailable. Continuing to monitor.",
+        "Traceback (most recent call last):",
+        '  File "ray/_private/services.py", line 759, in canonicalize_bootstrap_address_or_die',
+        "    raise ConnectionError(",
+        "ConnectionError: Found multiple active Ray instances: {'192.0.2.2:36501', '192.0.2.2:34187'}. Please specify the one",
+        "iddpm| step 97/1,017  loss 0.8",
+    ]
+    assert NoiseFilter().rest(lines) == lines[-1:]
 
 
 @pytest.mark.parametrize("size", [1, 30, 1000])
@@ -99,3 +116,18 @@ def test_an_error_about_a_nodes_memory_becomes_one_line_with_the_remedy() -> Non
     assert 'train_resources: {"memory": ...}' in said
     assert "\n" not in said
     assert memory_shortage(RuntimeError("The worker died unexpectedly")) == ""
+
+
+def test_a_ray_that_does_not_start_is_named_with_the_place_of_its_logs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under a low `ulimit -v` Ray 2.60 waits for itself for ever."""
+    told = threading.Event()
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    monkeypatch.setattr("training.distributed.ray_session._SLOW_START_SECONDS", 0.01)
+    monkeypatch.setattr("training.distributed.ray_session.say", lambda line: (print(line), told.set()))
+    monkeypatch.setattr("ray.init", lambda **_: told.wait(30))
+    _start_local(1)
+    said = capsys.readouterr().out
+    assert said.startswith("Ray has not started for 0.0 s; if it does not soon, stop this, see its logs in /")
+    assert "/ray/session_latest/logs, and check memory, disk and the limits of `ulimit -a`" in said

@@ -262,6 +262,18 @@ def test_the_wait_for_scores_that_find_no_processor_ends(
     assert checkpoint.steps(str(tmp_path)) == [10, 20], "for another attempt"
 
 
+def test_the_wait_for_a_score_whose_process_stands_still_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.loop.rank_zero_hooks._LONGEST_SCORE_SECONDS", 0.1)
+    monkeypatch.setattr("training.loop.rank_zero_hooks._SECONDS_BETWEEN_CHECKS_AT_THE_END", 0.1)
+    save(tmp_path, 10, 20)
+    side = hooks_of(tmp_path, Scores([]), Pool())
+    failure = side.finish(Outcome(step=20, stop_reason=None)).failure
+    side.close()
+    assert failure is not None, "no result is stored, or the same command would find the training done"
+    assert failure.startswith("2 checkpoint(s) have no score: none has come for 0.1 s; kill the process that takes them (ray::_score)")
+    assert checkpoint.steps(str(tmp_path)) == [10, 20], "for another attempt"
+
+
 def test_checkpoints_without_a_use_are_removed(tmp_path: Path) -> None:
     save(tmp_path, 10, 20, 30, 40)
     side = hooks_of(tmp_path, Scores([10, 20, 30, 40]), Pool())

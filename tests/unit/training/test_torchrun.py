@@ -68,6 +68,8 @@ def test_torchrun_trains_what_one_process_trains(capsys: pytest.CaptureFixture[s
     assert two.returncode == 0, two.stderr[-1000:]
     together = json.loads(two.stdout.strip().splitlines()[-1])
     assert together["world_size"] == 2
+    # Two workers add in another order, and Adam divides a gradient by its size: where gradients are nothing but rounding, weights differ by
+    # up to three steps of 1e-3, the learning rate. The loss is near 1, and most gradients are more.
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-3)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from training.data.format.manifest import Images
 from training.data.images.limits import MAX_PIXELS
@@ -37,6 +37,7 @@ _UPRIGHT = {
 _BITS_TAG = 0x0102
 _PHOTOMETRIC_TAG = 0x0106
 _WHITE_IS_ZERO = 0
+_PREFIX_BYTES = 16  # Pillow tells the formats apart by so many
 _PNG_DEPTH = 24  # place of the number of bits in the header that every PNG begins with
 _JPEG_END = b"\xff\xd9"  # never part of the compressed pixels
 
@@ -61,6 +62,11 @@ def open_image(stream: io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
         try:
             image = Image.open(stream, formats=FORMATS)
         except _DAMAGE as error:
+            if _has_known_format(stream):
+                reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+                raise ImageError(
+                    f"has a header that can't be read{reason}: it is damaged, or of a kind that is not known; save it again as an 8-bit PNG"
+                ) from error
             raise ImageError(f"is not an image of a known format (it begins with {beginning!r}); known are {', '.join(FORMATS)}") from error
     if image.width * image.height > max_pixels:
         raise ImageError(
@@ -193,6 +199,13 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except _DAMAGE:
         return 1  # damaged metadata is no reason to lose the image
+
+
+def _has_known_format(stream: io.BytesIO) -> bool:
+    """Return True where a file begins as one of `FORMATS` does."""
+    prefix = bytes(stream.getbuffer()[:_PREFIX_BYTES])
+    tests = (Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN)
+    return any(test is not None and test(prefix) is True for test in tests)
 
 
 @contextlib.contextmanager

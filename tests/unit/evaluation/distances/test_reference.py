@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rounding import U64
 
 from evaluation.distances.frechet import frechet_distance
 from evaluation.distances.reference_statistics import (
@@ -38,8 +39,11 @@ def test_statistics_are_read_back_with_their_provenance(digits_uri: str, tmp_pat
     assert provenance.distance_name == "FD(digits-classifier)"
     # In the same batches: float32 features of other batches differ by their rounding.
     features = torch.cat([extractor(images) for _, images, _ in iterate(f"{digits_uri}/train", BATCH_SIZE)])
-    torch.testing.assert_close(again.features.covariance, torch.cov(features.double().T), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(again.features.factor @ again.features.factor.T, again.features.covariance, rtol=1e-9, atol=1e-9)
+    covariance, factor = again.features.covariance, again.features.factor
+    sums = len(features) * U64 * float(features.double().square().max())
+    torch.testing.assert_close(covariance, torch.cov(features.double().T), rtol=0, atol=sums)
+    # An eigenvalue, of which none exceeds the trace, errs by d u.
+    torch.testing.assert_close(factor @ factor.T, covariance, rtol=0, atol=len(factor) * U64 * float(covariance.trace()))
 
 
 def test_stored_statistics_are_read_and_not_computed_again(digits_uri: str, tmp_path: Path) -> None:
@@ -219,3 +223,9 @@ def test_pickled_objects_are_refused(tmp_path: Path) -> None:
 def test_provenance_survives_json() -> None:
     provenance = _provenance(class_counts=(1, 2))
     assert Provenance.from_dict(json.loads(json.dumps(provenance.to_dict()))) == provenance
+
+
+def test_a_data_set_with_too_few_images_is_named(digits_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="/train: statistics take 2 images or more, and there is 1; prepare more of them"):
+        compute_reference(f"{digits_uri}/train", load_extractor("digits-classifier"), str(tmp_path), num_images=1)
+    assert list(tmp_path.iterdir()) == []

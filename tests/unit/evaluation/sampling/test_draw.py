@@ -92,6 +92,7 @@ def test_the_second_stage_reads_a_first_stage_with_another_chunk_size(
     ("changes", "message"),
     [
         ({"num_images": 0}, "must be at least 1"),
+        ({"num_images": 10**8 + 1}, "must be at most 100,000,000, got 100,000,001"),
         ({"labels": (12,)}, "not all in 0..9"),
         ({"labels": "data"}, "labels as in the data: the data set is needed"),
         ({"low_res_uri": "somewhere"}, "is not an upsampler"),
@@ -102,6 +103,26 @@ def test_an_invalid_request_is_refused(request_: DrawRequest, tmp_path: Path, ch
         draw_images(dataclasses.replace(request_, **changes), str(tmp_path / "set"), tmp_path / "grid.png")  # type: ignore[arg-type]
     assert not (tmp_path / "set").exists()
     assert not (tmp_path / "grid.png").exists()
+
+
+def test_a_damaged_part_of_a_set_is_named_and_drawn_again_once_it_is_deleted(request_: DrawRequest, tmp_path: Path) -> None:
+    grid, chunk = tmp_path / "grid.png", Path(sample_set.chunk_uri(str(tmp_path / "set"), 0))
+    draw_images(request_, str(tmp_path / "set"), grid)
+    whole = grid.read_bytes()
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    with pytest.raises(UserError, match=rf"^{chunk}: .*Delete this file, and the command that draws the set draws its images again"):
+        draw_images(request_, str(tmp_path / "set"), grid)
+    chunk.unlink()
+    draw_images(request_, str(tmp_path / "set"), grid)
+    assert grid.read_bytes() == whole
+
+
+def test_weights_of_another_network_are_named(request_: DrawRequest, experiment: Experiment, tmp_path: Path) -> None:
+    wider = experiment.override(["model.model_channels=64"])
+    files = {"experiment.json": wider.to_dict(), "model.pt": make_model(experiment).state_dict()}
+    spec = ModelSpec(checkpoint_uri=checkpoint.save(str(tmp_path / "run"), 1, files))
+    with pytest.raises(UserError, match=r"step=00000001 \(model\): is not a network of the checkpoint's experiment: time_embed"):
+        draw_images(dataclasses.replace(request_, model=spec), str(tmp_path / "set"), tmp_path / "grid.png")
 
 
 def test_labels_follow_the_data_on_request(request_: DrawRequest, digits_uri: str, tmp_path: Path) -> None:
