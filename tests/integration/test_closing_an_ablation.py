@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components.ablations import steps
 from components.ablations.close import finish_ablation, update_ablation
 from components.ablations.directory import PLAN, Plan, ablation_uri
+from components.ablations.steps import measure_joint
 from components.ablations.tracking import TrialTracking, open_parent
 from components.reaper.mlflow_runs import send_what_mlflow_lacks
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import TrialRecord, record_uri
 from training import storage
+from training.config.errors import UserError
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.published import digits
 from training.tracking import client as mlflow_client
 from training.tracking.runs import PIPELINE_RUN_TAG, FoundRun, attach, close_open_run, open_runs
 
 _GRID = AblationRequest(name="own-grid", scale="tiny", preset="digits-tiny-hybrid-cosine", grid={"diffusion.vlb_weight": [0.001, 0.01]})
 
 
-def _planned(root: str, request: AblationRequest = _GRID) -> Plan:
+def _planned(root: str, request: AblationRequest = _GRID, **data: str) -> Plan:
     uri = ablation_uri(request, root)
     experiment = f"sweeps-{uuid.uuid4().hex[:8]}"
     parent = open_parent(request, experiment, uri, "pipeline-1")
     assert parent.flush()
     values = {trial.label: dict(trial.values) for trial in request.trials()}
-    items = [{"label": trial.label, "ablation_uri": uri} for trial in request.trials()]
+    items = [{"label": trial.label, "ablation_uri": uri, **data} for trial in request.trials()]
     plan = Plan(request=request, items=items, parent_run_id=parent.run_id, parent_url=parent.url, tracking=experiment, values=values)
     storage.write_json(f"{uri}/{PLAN}", plan.to_dict())
     return plan
@@ -118,24 +120,19 @@ def test_after_failed_trials_have_run_again_mlflow_has_the_new_numbers(services:
     assert metrics(first.run_id) == {"score/ema_0.99": 1.0}, "the value of the last step"
 
 
-def test_the_joint_measurement_belongs_to_the_pipelines_run_that_planned_it(
-    services: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that its end, or the reaper, closes the run in MLflow where its pod was killed."""
-    plan = _planned(str(tmp_path), AblationRequest(name="ensemble", scale="tiny"))
-
-    def finished_record(item: Mapping[str, Any]) -> TrialRecord | None:
-        return None if item["label"] == "ensemble" else TrialRecord(label=item["label"])
-
-    def measure(*_: object) -> TrialRecord:
-        (run,) = [run for run in open_runs(PIPELINE_RUN_TAG, "pipeline-1") if run.key == f"{plan.request.key()}/ensemble"]
-        return TrialRecord(label="ensemble", role="ensemble", data={"mlflow": run.run_id})
-
-    monkeypatch.setattr(steps, "finished_record", finished_record)
-    monkeypatch.setattr("evaluation.ablations.trials.joint.input_digests", lambda records: {})
-    monkeypatch.setattr("components.ablations.measuring.measure_several", measure)
-    uri = steps.measure_joint(ablation_uri(plan.request, str(tmp_path)), {})
-    record = TrialRecord.read(uri)
-    assert record.tracking_run_id == record.data["mlflow"]
+def test_the_joint_measurement_belongs_to_the_pipelines_run_that_planned_it(services: Any, tmp_path: Path) -> None:
+    """So that its end, or the reaper, closes the run in MLflow where its pod was killed. Here it fails: the checkpoints are gone."""
+    request, data_uri = AblationRequest(name="ensemble", scale="tiny"), f"{tmp_path}/data"
+    manifest = prepare(digits("test"), f"{data_uri}/train", image_size=8, options=Options(resize="none"))
+    _planned(str(tmp_path), request, data_uri=data_uri, reference_uri="")
+    uri = ablation_uri(request, str(tmp_path))
+    for trial in request.trials():
+        known: dict[str, Any] = {"label": trial.label, "role": trial.role, "data": {"digest": manifest.content_digest}}
+        checkpoint = f"{tmp_path}/runs/gone/checkpoints/step=00000010"
+        storage.write_json(record_uri(uri, trial.label), TrialRecord(**known, checkpoint_uri=checkpoint).to_dict())
+    with pytest.raises(UserError, match="runs/gone"):
+        measure_joint(uri, {})
+    (run,) = (run for run in open_runs(PIPELINE_RUN_TAG, "pipeline-1", status="FAILED") if run.key == f"{request.key()}/ensemble")
+    assert run.tags["iddpm.ablation_key"] == request.key()
     for run in open_runs(PIPELINE_RUN_TAG, "pipeline-1"):  # the reaper would look at them in other tests too
         close_open_run(run, PIPELINE_RUN_TAG, "KILLED")

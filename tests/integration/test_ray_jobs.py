@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -26,12 +27,16 @@ from step_arguments import preprocess_arguments
 from components.launch import dashboard as ray_jobs
 from components.launch.call import call_of
 from components.launch.dashboard import RayJobsError, run_on_dashboard
+from components.launch.lease import DIRECTORY, Lease
 from components.launch.rayjob.follow import Pace
 from components.launch.rayjob.manifest import rayjob_name
 from components.launch.run import run_step
-from components.steps.registry import EVALUATE, PREPROCESS
+from components.steps.registry import EVALUATE, PREPROCESS, TRAIN
+from training import storage
 from training.config.errors import UserError
+from training.config.presets import preset
 from training.data.format.manifest import read_manifest
+from training.data.splits import prepare_experiment
 
 pytestmark = pytest.mark.slow
 
@@ -128,14 +133,24 @@ def _terminated(program: str, *, within_seconds: float, follows: str = "is submi
 
 
 def test_sigterm_stops_the_job_that_it_follows(dashboard, tmp_path):
-    program = f"""
-import sys
-from components.launch import call, dashboard
-from components.steps.registry import PREPROCESS
-call.Call.driver = property(lambda self: ("sleep", "600"))
-dashboard.run_on_dashboard(PREPROCESS, {preprocess_arguments(tmp_path)!r}, {dashboard!r})
-"""
-    job = _terminated(program, within_seconds=60)
+    experiment = preset("digits-tiny-hybrid-cosine")
+    arguments = {
+        "experiment": experiment.to_json(),
+        "data_uri": prepare_experiment(experiment, str(tmp_path / "data")),
+        "reference_uri": "",
+        "storage_root_uri": str(tmp_path),
+        "tracking_experiment": "iddpm",
+        "resources": {},
+    }
+    # The job waits for minutes: the run is trained on another machine.
+    lease = Lease(owner="", host="another-machine pid:[1]", pid=1, began="5", id="other")
+    storage.write_json(f"{call_of(TRAIN, arguments).directory_uri}/{DIRECTORY}/00000001.json", dataclasses.asdict(lease))
+    job = _terminated(
+        "from components.launch.dashboard import run_on_dashboard\n"
+        "from components.steps.registry import TRAIN\n"
+        f"run_on_dashboard(TRAIN, {arguments!r}, {dashboard!r})",
+        within_seconds=60,
+    )
     client = JobSubmissionClient(dashboard)
     deadline = time.monotonic() + 120
     while client.get_job_status(job).value != "STOPPED":

@@ -74,7 +74,8 @@ def test_a_range_of_workers_outlives_the_loss_of_a_machine(
     cluster.remove_node(second, allow_graceful=False)
     assert run.wait() == 0, run.text[-3000:]
     assert "resuming from step" in run.text
-    # Another number of workers rounds the losses otherwise, but logs each step once.
+    # Another number of workers rounds the losses otherwise, but logs each step once. In 24 updates that is up to 2e-3 (test_loop.py), and
+    # it grows with the root of their number: 4e-3 in 100.
     losses, expected = outcome(run)["losses"], undisturbed["losses"]
     assert [step for step, _ in losses] == [step for step, _ in expected]
     assert [loss for _, loss in losses] == pytest.approx([loss for _, loss in expected], rel=5e-3)

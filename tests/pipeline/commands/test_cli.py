@@ -112,6 +112,9 @@ def test_a_file_on_this_machine_is_imported(run_iddpm: Command, tmp_path: Path) 
     status, _, err = run_iddpm("sample", str(file), str(tmp_path / "grid.png"))
     assert (status, err.count("\n")) == (1, 1)
     assert f"{file}: there is no run with a checkpoint there" in err
+    status, _, err = run_iddpm("import-checkpoint", str(tmp_path), str(run), "--preset", named)
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"{tmp_path}: is a folder, and none of diffusers (it has no model_index.json)" in err
 
 
 def test_results_alone_are_on_standard_output(run_iddpm: Command, tmp_path: Path) -> None:
@@ -276,6 +279,7 @@ def test_a_run_that_can_not_work_is_refused_before_anything_starts(
 def test_run_takes_what_submit_takes(
     run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], given: dict[str, str]
 ) -> None:
+    # Here and below a command ends where its work would begin, which takes minutes: tests/integration does it for real.
     (tmp_path / "my.toml").write_text('base = "digits-hybrid-cosine"')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pipelines.services.services.up", Mock())

@@ -213,7 +213,7 @@ def test_the_command_for_a_cluster_repeats_the_table_that_was_priced(capsys: pyt
 def test_the_report_of_a_training_is_in_a_folder_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str
 ) -> None:
-    summarize = Mock(return_value="")
+    summarize = Mock(return_value="")  # a real training takes a minute: tests/integration/test_pipelines.py
     monkeypatch.setattr("pipelines.services.services.up", Mock(return_value=Mock(home=tmp_path, env={})))
     monkeypatch.setattr("pipelines.services.services.status", Mock())
     monkeypatch.setattr("pipelines.local.run.run_pipeline", Mock(return_value={"Output": "s3://iddpm/runs/logs-0123456789"}))

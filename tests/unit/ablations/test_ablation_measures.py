@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import NETWORK
 
 from components.ablations import measuring
 from components.ablations.measuring import measure_one, trial_model
@@ -114,7 +115,7 @@ def test_bits_per_dim_by_steps_use_the_first_images_and_the_ablations_noise(tmp_
         )
     )
     by_spacing = {point["spacing"]: point for point in found["points"]}
-    assert by_spacing["with-small-t"]["bits_per_dim"] == pytest.approx(expected.to_dict()["bits_per_dim"], rel=1e-6)
+    assert by_spacing["with-small-t"]["bits_per_dim"] == pytest.approx(expected.to_dict()["bits_per_dim"], rel=NETWORK)
     assert found["num_images"] == 100
     assert not [uri for uri in storage.list_uris(f"{item['run_uri']}/evaluations") if "/work-" in uri]
     assert likelihood_by_steps(model, (10,)) == found
@@ -173,4 +174,4 @@ def test_bits_per_dim_over_training_are_of_the_form_of_the_protocol_also_the_lea
         seed=derived_seed(model.experiment.seed, "ablation"),
         make_conditioning=model.conditioning,
     )
-    assert point["bits_per_dim"] == pytest.approx(merge(parts).bits_per_dim, rel=1e-6)
+    assert point["bits_per_dim"] == pytest.approx(merge(parts).bits_per_dim, rel=NETWORK)

@@ -134,7 +134,7 @@ def test_the_learning_rate_falls_with_the_root_of_the_width(scale: Scale) -> Non
     first = planned[0].values
     for trial in planned:
         expected = first["learning_rate"] * math.sqrt(first["width"] / trial.values["width"])
-        assert trial.values["learning_rate"] == pytest.approx(expected, rel=1e-3)
+        assert trial.values["learning_rate"] == pytest.approx(expected, rel=5e-4)  # of four digits
 
 
 @_BOTH

@@ -31,12 +31,12 @@ from training.models.unet import make_model
 )
 def test_forward_passes_take_the_released_networks_macs(name: str, overrides: list[str], gmacs: float) -> None:
     macs = count_macs(presets.preset(name, overrides))
-    assert sum(macs.values()) / 1e9 == pytest.approx(gmacs, rel=6e-4)
+    assert sum(macs.values()) / 1e9 == pytest.approx(gmacs, rel=5e-4)  # half of the last digit of 10.04
 
 
 def test_the_papers_39_billion_are_macs_of_which_attention_is_a_hundredth() -> None:
     macs = count_macs(presets.preset("imagenet64-hybrid-cosine"))
-    assert macs["attention"] == pytest.approx(0.386e9, rel=2e-3)
+    assert macs["attention"] == pytest.approx(0.386e9, abs=0.0005e9)  # of the last digit, here and below
     assert int(sum(macs.values()) / 1e9) == 39
 
 
@@ -44,11 +44,11 @@ def test_the_papers_sizes() -> None:
     cost = estimate(presets.preset("imagenet64-hybrid-cosine"))
     assert (cost.parameters, cost.tensors) == (121_063_942, 450)
     assert cost.forward_flops == 2 * cost.forward_macs == 2 * sum(cost.macs_by_kind.values())
-    assert cost.phases["training"].flops == pytest.approx(6.1e18, rel=0.01)
+    assert cost.phases["training"].flops == pytest.approx(6.1e18, abs=0.05e18)
     cifar = estimate(presets.preset("cifar10-hybrid-cosine"))
     assert (cifar.parameters, cifar.tensors) == (52_546_438, 446)
-    assert cifar.phases["training"].flops == pytest.approx(3.2e18, rel=0.01)
-    assert cifar.phases["training"].card_hours == pytest.approx(3.0, rel=0.02)
+    assert cifar.phases["training"].flops == pytest.approx(3.2e18, abs=0.05e18)
+    assert cifar.phases["training"].card_hours == pytest.approx(3.0, abs=0.05)
 
 
 def test_evaluation_is_counted_as_the_experiment_says() -> None:
@@ -98,7 +98,7 @@ def test_activation_memory_is_what_autograd_keeps() -> None:
         output = model(torch.zeros(16, 1, 8, 8), torch.zeros(16), y=torch.zeros(16, dtype=torch.int64))
     measured = sum(storage.nbytes() for storage in kept.values())
     assert output.shape[0] == 16
-    assert activation_bytes(experiment, 16, bf16=False) == pytest.approx(measured, rel=0.02)
+    assert activation_bytes(experiment, 16, bf16=False) == pytest.approx(measured, rel=0, abs=1024)  # a tensor of a number for each image
 
 
 @pytest.mark.parametrize("trains", [True, False])
@@ -112,7 +112,7 @@ def test_the_predicted_peak_is_what_a_real_pass_has_alive(trains: bool) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     state = (2 + len(experiment.optim.ema_decays)) * 4 * parameters  # Adam's moments and the averages
     predicted = training_bytes(experiment, 16, bf16=False) - state if trains else scoring_bytes(experiment, 16)
-    assert predicted == pytest.approx(live.peak, rel=0.02)
+    assert predicted == pytest.approx(live.peak, rel=0, abs=1024)  # as above
     assert live.peak > 4 * parameters * (2 if trains else 1)
 
 

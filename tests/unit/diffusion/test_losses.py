@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rounding import NETWORK, U32, U64, schedule_error
 from scipy import special
 from torch import Tensor
 
@@ -35,22 +36,25 @@ def test_hybrid_terms_are_the_released_ones(
     terms = losses(DiffusionConfig(), golden_model, golden_image, torch.tensor(timesteps), golden_noise)
     expected = golden["training_losses"][f"hybrid_rescaled:{timesteps}"]
     assert terms.l_vlb is not None
-    # The released "vb" is lambda L_vlb.
-    for row, t in enumerate(timesteps):
-        rtol = 1e-4 if t == 0 else 1e-5
-        assert 0.001 * float(terms.l_vlb[row]) == pytest.approx(expected["vb"][row], rel=rtol)
-        assert float(terms.l_simple[row]) == pytest.approx(expected["mse"][row], rel=1e-5)
-        assert float(terms.loss[row]) == pytest.approx(expected["loss"][row], rel=rtol)
+    # The released "vb" is lambda L_vlb. At small t a pixel's rounding of 6e-8 is measured by a standard deviation of 2e-3, and a few of
+    # them make 1e-4; over 3,072 pixels that averages to 2e-6, less than the network's error.
+    for row in range(2):
+        assert 0.001 * float(terms.l_vlb[row]) == pytest.approx(expected["vb"][row], rel=NETWORK)
+        assert float(terms.l_simple[row]) == pytest.approx(expected["mse"][row], rel=NETWORK)
+        assert float(terms.loss[row]) == pytest.approx(expected["loss"][row], rel=NETWORK)
 
 
 def test_vlb_is_the_released_one(golden: dict[str, Any], golden_image: Tensor, golden_noise: Tensor, golden_model: UNet) -> None:
     terms = losses(DiffusionConfig(objective="vlb"), golden_model, golden_image, torch.tensor([0, 1]), golden_noise)
-    assert terms.loss.tolist() == pytest.approx(golden["training_losses"]["vlb:[0, 1]"]["loss"], rel=1e-5)
+    assert terms.loss.tolist() == pytest.approx(golden["training_losses"]["vlb:[0, 1]"]["loss"], rel=NETWORK)
 
 
 def test_the_discretised_gaussian_is_the_released_one(golden: dict[str, Any]) -> None:
     x_0, mean, log_scale, expected = torch.tensor(golden["disc_ll"]).unbind(1)
-    torch.testing.assert_close(discretized_gaussian_log_likelihood(x_0, mean, log_scale), expected, rtol=1e-5, atol=0)
+    # The mass is the difference of two numbers within 1. Where it would be below 1e-12 stands the logarithm of 1e-12, and 1e-4 is less than
+    # any other of these.
+    allowed = 4 * U32 / expected.exp().clamp(min=1e-4) + 2 * U32 * expected.abs()
+    assert bool(((discretized_gaussian_log_likelihood(x_0, mean, log_scale) - expected).abs() <= allowed).all())
 
 
 # Reference-conventions 5.4: an untrained network (output 0) on a ramp image, T = 4000, cosine.
@@ -115,7 +119,7 @@ def case(dtype: torch.dtype, golden_image: Tensor, golden_noise: Tensor) -> tupl
     return x_0.to(dtype), eps.to(dtype), out.to(dtype)
 
 
-UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+UNIT_ROUNDOFF = {torch.float32: U32, torch.float64: U64}
 
 
 def rounding_error(x_0: Tensor, eps: Tensor, out: Tensor, t: int, unit: float) -> tuple[float, float]:
@@ -203,7 +207,8 @@ def test_a_respaced_chain_of_k_steps_multiplies_its_terms_by_k(golden_image: Ten
     config = DiffusionConfig(objective="vlb")
     whole = losses(config, lambda x_t, _t: out, x_0, torch.tensor([3999]), eps)
     respaced = losses(config, lambda x_t, _t: out, x_0, torch.tensor([4]), eps, spacing="t:0,1,7,3998,3999")
-    torch.testing.assert_close(respaced.loss / 5, whole.loss / T, rtol=1e-9, atol=0)
+    # beta and three coefficients come from the two alpha_bars.
+    torch.testing.assert_close(respaced.loss / 5, whole.loss / T, rtol=4 * schedule_error(T), atol=0)
 
 
 def test_l_simple_has_no_bound_term(golden_image: Tensor, golden_noise: Tensor) -> None:
@@ -212,14 +217,14 @@ def test_l_simple_has_no_bound_term(golden_image: Tensor, golden_noise: Tensor) 
     terms = losses(config, lambda x_t, _t: out[:, :3], x_0, torch.tensor([5]), eps)
     assert terms.l_vlb is None
     assert torch.equal(terms.loss, terms.l_simple)
-    assert float(terms.loss) == pytest.approx(float((0.4 * eps).square().mean()), rel=1e-6)
+    assert float(terms.loss) == pytest.approx(float((0.4 * eps).square().mean()), rel=16 * U32)  # 1.4 is rounded, 0.4 left
 
 
 def test_a_network_that_predicts_x_0_is_compared_with_x_0(golden_image: Tensor, golden_noise: Tensor) -> None:
     x_0, eps, _ = case(torch.float32, golden_image, golden_noise)
     config = DiffusionConfig(objective="simple", variance="fixed_large", prediction="x_0")
     terms = losses(config, lambda x_t, _t: x_0 + 0.5, x_0, torch.tensor([5]), eps)
-    assert float(terms.loss) == pytest.approx(0.25, rel=1e-6)
+    assert float(terms.loss) == pytest.approx(0.25, rel=16 * U32)  # 1.5 is rounded, 0.5 left
 
 
 def test_the_bound_of_the_true_posterior_is_zero_with_the_fixed_small_variance(golden_image: Tensor, golden_noise: Tensor) -> None:
@@ -289,7 +294,7 @@ def test_with_stop_gradient_the_bound_teaches_the_variance_only(t: int, golden_i
     assert found["l_vlb"][1] > 0.0
     assert found["l_simple"][0] > 0.0
     assert found["l_simple"][1] == 0.0
-    assert found["loss"][0] == pytest.approx(found["l_simple"][0])
+    assert found["loss"][0] == found["l_simple"][0]
 
 
 @pytest.mark.parametrize("t", [0, 1, 100, 3999])
@@ -311,7 +316,7 @@ def test_without_stop_gradient_and_under_l_vlb_the_bound_teaches_the_mean_too(
 def test_the_discretised_likelihood_sums_to_one_over_the_256_levels(mean: float, log_scale: float) -> None:
     x_0 = (torch.arange(256).double() / 127.5 - 1).unsqueeze(0)
     log_mass = discretized_gaussian_log_likelihood(x_0, torch.full_like(x_0, mean), torch.full_like(x_0, log_scale))
-    assert float(log_mass.exp().sum()) == pytest.approx(1.0, abs=1e-9)
+    assert float(log_mass.exp().sum()) == pytest.approx(1.0, abs=256 * 1e-12)  # no level has less than 1e-12
 
 
 def test_the_approximate_normal_cdf_is_within_the_stated_error() -> None:

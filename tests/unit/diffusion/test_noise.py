@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from rounding import U32
 from scipy import stats
 
 from training.diffusion.noise import Stream, keyed_normal, keyed_uniform, philox_4x32
@@ -122,5 +123,6 @@ def test_a_gpu_gives_the_same_uniforms_and_normals_that_differ_by_rounding() -> 
     on_gpu = indices.cuda()
     assert torch.equal(keyed_uniform(1, 2, on_gpu).cpu(), keyed_uniform(1, 2, indices))
     whole = keyed_normal(1, 2, on_gpu, (3, 32, 32))
-    torch.testing.assert_close(whole.cpu(), keyed_normal(1, 2, indices, (3, 32, 32)), rtol=1e-5, atol=1e-6)
+    # Logarithm, root and product err by 5 u, cosine and sine by 10 u (both sides together), times a radius of up to 6.7.
+    torch.testing.assert_close(whole.cpu(), keyed_normal(1, 2, indices, (3, 32, 32)), rtol=5 * U32, atol=10 * 6.7 * U32)
     assert torch.equal(torch.cat([keyed_normal(1, 2, part, (3, 32, 32)) for part in on_gpu.split(4)]), whole)

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import U32, U64
 from scipy import stats
 from torch import Tensor
 
 from training.config.experiment import DiffusionConfig
 from training.diffusion.timesteps import LossSecondMoment, TimestepSampler, make_timestep_sampler
+
+ROUNDING = 30 * U64
+"""Rounding error of a probability: ten squares, their mean and root, and a sum over up to 20 timesteps."""
 
 
 def fill(sampler: LossSecondMoment, histories: Tensor) -> None:
@@ -33,7 +37,7 @@ def test_t_has_the_stated_distribution_and_weights(sampler: TimestepSampler) -> 
     t, weights = sampler.sample(3, 7, torch.arange(200_000))
     counts = torch.bincount(t, minlength=20)
     assert stats.chisquare(counts.numpy(), (p * len(t)).numpy()).pvalue > 1e-3
-    torch.testing.assert_close(weights, (1 / (20 * p[t])).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(weights, (1 / (20 * p[t])).float(), rtol=2 * U32, atol=0)  # rounded to float32
 
 
 @pytest.mark.parametrize("sampler", [TimestepSampler(20), warmed_up()], ids=["uniform", "warm"])
@@ -59,7 +63,7 @@ def test_the_weights_are_the_released_ones(golden: dict[str, Any]) -> None:
     _, weights = sampler.sample(0, 0, torch.arange(5))
     assert weights.tolist() == expected["before"]
     fill(sampler, torch.tensor(expected["hist"], dtype=torch.float64))
-    torch.testing.assert_close(sampler.probabilities(), torch.tensor(expected["after"], dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(sampler.probabilities(), torch.tensor(expected["after"], dtype=torch.float64), rtol=ROUNDING, atol=0)
 
 
 def test_sampling_stays_uniform_until_every_t_has_ten_losses() -> None:
@@ -69,7 +73,7 @@ def test_sampling_stays_uniform_until_every_t_has_ten_losses() -> None:
     assert sampler.probabilities().tolist() == [0.25] * 4
     sampler.update(torch.tensor([2]), torch.tensor([2.0]))
     expected = 0.999 * torch.tensor([1.0, 5.0, 2.0, 3.0], dtype=torch.float64) / 11 + 0.001 / 4
-    torch.testing.assert_close(sampler.probabilities(), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(sampler.probabilities(), expected, rtol=ROUNDING, atol=0)
 
 
 def test_only_the_last_ten_losses_of_a_t_count() -> None:
@@ -78,7 +82,7 @@ def test_only_the_last_ten_losses_of_a_t_count() -> None:
     # Fourteen times in one batch: the first four of them are forgotten again.
     sampler.update(torch.zeros(14, dtype=torch.int64), torch.tensor([9.0] * 4 + [3.0] * 10))
     expected = 0.999 * torch.tensor([3.0, 1.0], dtype=torch.float64) / 4 + 0.001 / 2
-    torch.testing.assert_close(sampler.probabilities(), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(sampler.probabilities(), expected, rtol=ROUNDING, atol=0)
 
 
 def test_a_t_without_loss_keeps_its_share_and_losses_of_zero_everywhere_are_uniform() -> None:
@@ -88,8 +92,8 @@ def test_a_t_without_loss_keeps_its_share_and_losses_of_zero_everywhere_are_unif
     _, weights = sampler.sample(0, 0, torch.arange(100))
     assert bool(weights.isfinite().all())
     fill(sampler, torch.tensor([[0.0], [1.0], [1.0], [1.0], [1.0]]).expand(5, 10))
-    assert float(sampler.probabilities()[0]) == pytest.approx(0.001 / 5)
-    assert float(sampler.probabilities().sum()) == pytest.approx(1.0)
+    assert float(sampler.probabilities()[0]) == pytest.approx(0.001 / 5, rel=ROUNDING)
+    assert float(sampler.probabilities().sum()) == pytest.approx(1.0, rel=ROUNDING)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])

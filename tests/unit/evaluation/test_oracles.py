@@ -92,7 +92,7 @@ def test_a_likelihood_from_drawn_noise_is_the_integral_over_it(variance: Varianc
 def test_the_whole_bound_of_the_optimal_network_is_the_datas_entropy(variance: Variance, expected: float) -> None:
     """The integral over the noise; `test_a_likelihood_from_drawn_noise_is_the_integral_over_it` says that draws find the same."""
     exact, _ = expected_bits(make_process(config_for("cosine", variance)), *THREE)
-    assert exact == pytest.approx(expected, abs=0.02)
+    assert exact == pytest.approx(expected, abs=0.02)  # as in `check_row`
     if variance == "learned_range":
         assert exact == pytest.approx(-sum(p * math.log2(p) for p in THREE[1]), abs=0.02)
 
@@ -113,7 +113,7 @@ def test_bits_per_dim_of_the_section_5_spacing_equal_the_released_implementation
     """One cell of each column, small enough for every run."""
     for variance, expected in (("learned_range", 1.4938), ("fixed_large", 2.508)):
         result = bits(config_for("cosine", variance), THREE, likelihood_spacing(4000, 200), 32)  # type: ignore[arg-type]
-        assert result.bits_per_dim == pytest.approx(expected, abs=0.02)
+        assert result.bits_per_dim == pytest.approx(expected, abs=0.02)  # as in `check_row`
 
 
 def test_an_even_stride_worsens_the_likelihood_and_low_timesteps_repair_it() -> None:
@@ -132,7 +132,8 @@ def test_gaussian_data_need_no_small_steps_with_a_learned_variance(num_steps: in
 
 @pytest.mark.parametrize(("num_steps", "expected"), [(25, 399.0), pytest.param(1000, 9.4, marks=pytest.mark.slow)])
 def test_the_fixed_small_variance_is_unusable_on_a_stride(num_steps: int, expected: float) -> None:
-    assert gaussian_bits("fixed_small", num_steps) == pytest.approx(expected, rel=0.03)
+    # Their draws and ours have an error of 1.2% each, at 25 steps: three of the difference's.
+    assert gaussian_bits("fixed_small", num_steps) == pytest.approx(expected, rel=0.05)
 
 
 def gaussian_bits(variance: Variance, num_steps: int) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rounding import NETWORK
 
 from components.steps.reference import make_reference
 from evaluation.distances.reference_statistics import compute_reference, load_reference, save_reference
@@ -286,7 +287,8 @@ def test_a_likelihood_in_chunks_equals_one_chunk_and_continues_after_a_kill(plan
     at_once = split_likelihood(dataclasses.replace(likelihood, chunk_size=100), str(tmp_path / "once"))
     assert pieces.num_images == at_once.num_images == 25
     assert again.bits_per_dim == pieces.bits_per_dim
-    assert pieces.bits_per_dim == pytest.approx(at_once.bits_per_dim, rel=1e-4)
+    # Terms are squares of what the network says, less what it should say, which is about as large.
+    assert pieces.bits_per_dim == pytest.approx(at_once.bits_per_dim, rel=4 * NETWORK)
 
 
 def test_test_images_are_read_only_for_a_result_that_shows_their_distance(run_uri: str, digits_uri: str, reference_uri: str) -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from rounding import U32, U64
 from torch import Tensor, nn
 
 from training.config import presets
@@ -32,7 +33,7 @@ def test_after_n_updates_to_a_constant_the_start_counts_decay_to_the_n(decay: fl
     set_to(model, 0.0)
     for _ in range(100):
         ema.update(model)
-    assert float(ema.state_dict(decay)["bias"]) == pytest.approx(decay**100, rel=1e-4)
+    assert float(ema.state_dict(decay)["bias"]) == pytest.approx(decay**100, rel=100 * 3 * U32)  # three roundings an update
 
 
 def test_the_average_is_the_weighted_sum_of_all_weights() -> None:
@@ -43,7 +44,8 @@ def test_the_average_is_the_weighted_sum_of_all_weights() -> None:
         set_to(model, value)
         ema.update(model)
     expected = 0.9**40 * 0.3 + sum(0.1 * 0.9 ** (40 - n) * value for n, value in enumerate(values, start=1))
-    assert float(ema.state_dict(0.9)["bias"]) == pytest.approx(expected, rel=1e-5)
+    # An update rounds three times, numbers within 1, and keeps nine tenths of the error.
+    assert float(ema.state_dict(0.9)["bias"]) == pytest.approx(expected, rel=0, abs=10 * 3 * U32)
 
 
 def test_several_decays_at_once_equal_separate_runs() -> None:
@@ -63,7 +65,7 @@ def test_an_average_begins_as_a_copy_and_does_not_follow_by_itself() -> None:
     ema = EMA(model, [0.9])
     set_to(model, 5.0)
     assert float(ema.state_dict(0.9)["bias"]) == 1.0
-    assert ema.distances(model)[0.9] == pytest.approx(0.8)
+    assert ema.distances(model)[0.9] == pytest.approx(0.8, rel=8 * U32)  # two norms of three equal numbers
 
 
 def test_a_stored_average_continues_where_it_was() -> None:
@@ -94,8 +96,9 @@ def test_a_power_averages_profile_has_the_relative_standard_deviation_it_is_name
     tau = torch.arange(1, steps + 1, dtype=torch.float64)
     profile = (tau / steps) ** (power_exponent(std) + 1) - ((tau - 1) / steps) ** (power_exponent(std) + 1)
     mean = (profile * tau).sum()
-    assert float(profile.sum()) == pytest.approx(1.0)
-    assert float((profile * (tau - mean).square()).sum().sqrt()) / steps == pytest.approx(std, rel=1e-3)
+    assert float(profile.sum()) == pytest.approx(1.0, rel=2 * steps * U64)
+    # The continuous profile is put into bins of width 1, whose variance is a twelfth.
+    assert float((profile * (tau - mean).square()).sum().sqrt()) / steps == pytest.approx(std, rel=1 / 12 / (steps * std) ** 2)
 
 
 def test_the_power_averages_recursion_gives_its_profile_and_forgets_the_start() -> None:
@@ -108,7 +111,8 @@ def test_the_power_averages_recursion_gives_its_profile_and_forgets_the_start() 
         ema.update(model, step)
     exponent = power_exponent(std) + 1
     expected = sum(((n / steps) ** exponent - ((n - 1) / steps) ** exponent) * value for n, value in enumerate(values, start=1))
-    assert float(ema.state_dict(std)["bias"]) == pytest.approx(expected, rel=1e-4)
+    # An update rounds three times, numbers within 1.
+    assert float(ema.state_dict(std)["bias"]) == pytest.approx(expected, rel=0, abs=steps * 3 * U32)
 
 
 def train(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from golden import train_digit_classifier
+from rounding import U32, U64
 from torch import Tensor
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -89,8 +90,9 @@ def test_the_interval_of_a_kernel_distance_of_small_subsets_has_two_sides_of_its
 def test_the_inception_score_of_certain_and_balanced_classes_is_their_number() -> None:
     classes = torch.arange(20_000) % 5
     certain = torch.nn.functional.one_hot(classes, 5).float() * 100
-    assert inception_score(certain).value == pytest.approx(5, rel=1e-2)  # of ten random splits, almost evenly spread
-    assert inception_score(torch.zeros(200, 5)).value == pytest.approx(1, rel=1e-6)
+    # In ten random splits of 2,000 the classes are almost even: what is missing has a mean of (5 - 1) / (2 x 2,000) and an error of 0.02%.
+    assert inception_score(certain).value == pytest.approx(5, rel=2e-3)
+    assert inception_score(torch.zeros(200, 5)).value == pytest.approx(1, rel=40 * U64)  # means of 20
 
 
 def test_precision_and_recall_distinguish_too_little_variety_from_too_much() -> None:
@@ -122,12 +124,15 @@ def test_precision_recall_and_the_inception_score_are_torch_fidelitys() -> None:
     expected = prc_features_to_metric(sample, real, prc_neighborhood=3, verbose=False)
     for found in precision_recall(sample, real):
         assert 0.1 < expected[found.name] < 1
-        assert found.value == pytest.approx(expected[found.name], abs=1e-6)  # float32
+        assert found.value == pytest.approx(expected[found.name], abs=U32)  # theirs is rounded to float32
     score, of_splits = inception_score(2 * sample), isc_features_to_metric(2 * sample, splits=10)
-    assert score.value == pytest.approx(of_splits["inception_score_mean"], rel=1e-12)
-    assert score.standard_error == pytest.approx(of_splits["inception_score_std"] / 3, rel=1e-9)
-    assert np.mean(score.resampled) == pytest.approx(score.value, rel=1e-12)
-    assert jackknife_error(score.resampled) == pytest.approx(score.standard_error, rel=1e-9), "of a mean of splits it is the closed form"
+    # Splits of 15 and their mean: some 100 roundings. Their spread is above a hundredth of them.
+    rounding = 100 * U64
+    assert score.value == pytest.approx(of_splits["inception_score_mean"], rel=rounding)
+    assert score.standard_error == pytest.approx(of_splits["inception_score_std"] / 3, rel=100 * rounding)
+    assert np.mean(score.resampled) == pytest.approx(score.value, rel=rounding)
+    closed_form = pytest.approx(score.standard_error, rel=100 * rounding)
+    assert jackknife_error(score.resampled) == closed_form, "of a mean of splits"
 
 
 @pytest.mark.parametrize("name", ["gaussian_mmd", "precision", "label_agreement"])
@@ -141,8 +146,8 @@ def test_a_number_without_a_block_is_that_of_the_other_samples(name: str) -> Non
 
     blocks = sample.tensor_split(10)
     rest = [compute(torch.cat([*blocks[:b], *blocks[b + 1 :]])).value for b in range(10)]
-    # Differences, since the MMD leaves out a term that all have.
-    assert np.diff(compute(sample).resampled) == pytest.approx(np.diff(rest), abs=1e-9)
+    # Differences, since the MMD leaves out a term that all have. It is a thousand times three means within one, of some 100 roundings.
+    assert np.diff(compute(sample).resampled) == pytest.approx(np.diff(rest), rel=0, abs=1000 * 2 * 3 * 100 * U64)
 
 
 def test_a_perfect_models_precision_and_recall_are_as_stated() -> None:
@@ -202,7 +207,8 @@ def test_density_and_coverage_are_their_definitions_and_a_perfect_models_values_
     # Coverage of 300 by 100 of one distribution, the mean of 20 draws: its spread is below 0.03, so 0.03 is four errors.
     draws = [density_coverage(_features(100, 3, 2 * seed), _features(300, 3, 2 * seed + 1)) for seed in range(20)]
     assert sum(item[1].value for item in draws) / 20 == pytest.approx(expected_coverage(300, 100), abs=0.03)
-    assert sum(item[0].value for item in draws) / 20 == pytest.approx(1, abs=0.1)
+    densities = [item[0].value for item in draws]
+    assert np.mean(densities) == pytest.approx(1, abs=4 * np.std(densities, ddof=1) / math.sqrt(20))  # four errors here too
 
 
 def test_the_gaussian_mmd_is_its_formula_and_its_bias_that_of_the_pairs_with_oneself() -> None:
@@ -213,8 +219,10 @@ def test_the_gaussian_mmd_is_its_formula_and_its_bias_that_of_the_pairs_with_one
     n, m = 50, 70
     within = [(kernel.sum() - size) / (size * (size - 1)) for kernel, size in zip(kernels, (n, m), strict=False)]
     found = gaussian_mmd(x, y)
-    assert found.value == pytest.approx(biased, rel=1e-9)
-    assert found.value - (found.bias or 0) == pytest.approx(1000 * (within[0] + within[1] - 2 * kernels[2].mean()), rel=1e-9)
+    rounding = 1000 * 4 * 100 * U64  # of four means within one, of some 100 roundings each
+    unbiased = 1000 * (within[0] + within[1] - 2 * kernels[2].mean())
+    assert found.value == pytest.approx(biased, rel=0, abs=rounding)
+    assert found.value - (found.bias or 0) == pytest.approx(unbiased, rel=0, abs=2 * rounding)
     assert abs(found.value - (found.bias or 0)) < found.value / 2, "one distribution, so that most is bias"
 
 
@@ -223,7 +231,8 @@ def test_the_sliced_wasserstein_distance_is_its_formula_and_three_times_a_square
     directions = random_directions(8, 30)
     projected = [np.sort(z[:60].double().numpy() @ directions.double().numpy().T, axis=0) for z in (x, y)]
     expected = 3 * 8 * ((projected[0] - projected[1]) ** 2).mean()
-    assert sliced_wasserstein(x, y, directions).value == pytest.approx(expected, rel=1e-4)
+    # Projections are float32 sums of 8 products. Differences are about a tenth of them, and squared.
+    assert sliced_wasserstein(x, y, directions).value == pytest.approx(expected, rel=2 * 8 * 10 * U32)
     shift = torch.zeros(8)
     shift[2] = 0.7
     # The mean of 1,000 squared cosines in 8 dimensions: 1/8 with a relative spread of sqrt(2 x 7 / 10 / 1,000) = 4%.

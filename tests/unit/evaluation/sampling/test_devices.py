@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rounding import NETWORK
 from torch import Tensor
 
 from evaluation.evaluate.options import EvaluationOptions
@@ -156,7 +157,8 @@ def test_the_likelihood_is_the_same_in_the_halved_batches_of_a_small_device(mode
     halves = merge(list(likelihood_parts(diffusion, small, [batch], form="stratified", num_steps=5)))
     assert small.refused > 0
     assert halves.indices.tolist() == [0, 1, 2, 3, 4]
-    torch.testing.assert_close(halves.per_image, whole.per_image, rtol=1e-4, atol=1e-4)
+    # A term is a square of what the network says, less what it should say, which is about as large.
+    torch.testing.assert_close(halves.per_image, whole.per_image, rtol=4 * NETWORK, atol=0)
     with pytest.raises(UserError, match="no memory for the likelihood of a single image"):
         list(likelihood_parts(diffusion, _SmallDevice(model.network, room=0), [batch], form="stratified", num_steps=5))
 
