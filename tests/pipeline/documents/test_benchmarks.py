@@ -69,12 +69,17 @@ def test_a_group_that_ran_is_kept_and_shown(tmp_path: Path) -> None:
     assert page.endswith("<!-- cpu ends -->\nits end\n")
 
 
+@pytest.mark.slow
 def test_a_group_that_fails_is_told_with_its_reason_and_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    def half(group: str, options: object, seconds: float) -> str:
-        (tmp_path / f"{group}.cpu.jsonl").write_text('{"key": "roofline.copy", "value": 20.0}\n')
-        return "RuntimeError: no such convolution"
-
-    monkeypatch.setattr(bench, "_in_own_process", half)
+    """The group's process takes a module of the test in place of the suite's own."""
+    (tmp_path / "bench.py").symlink_to(bench.__file__)
+    (tmp_path / "bench_roofline.py").write_text(
+        "from measuring import Measured\n"
+        "def measure(run):\n"
+        "    yield 'copy', Measured(value=20.0)\n"
+        "    raise RuntimeError('no such convolution')\n"
+    )
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "bench.py"))
     assert bench.main(["roofline", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "20.0 GB/s" in said
@@ -149,7 +154,7 @@ def test_the_table_of_samplers_has_ratios_on_common_seeds_with_intervals_and_mar
     cell = bench_samplers.cells(draws)["DDIM", "even"][10]
     # The ratios 1 and 1.1; those without a block rise by 0.05 a block: sqrt(9/10 * 82.5) * 0.05 = 0.4308 for one seed, / sqrt(2) for two.
     assert cell.ratio == pytest.approx(1.05)
-    assert cell.high - cell.ratio == pytest.approx(2.1009 * 0.4308 / 2**0.5, rel=1e-3)
+    assert cell.high - cell.ratio == pytest.approx(2.1009 * 0.4308 / 2**0.5, rel=2e-4)  # four digits
     page = bench_samplers.table(draws)
     assert "| DDIM | even | **1.05 (0.41 to 1.69)** |" in page
     assert bench_samplers.figure(draws).count("<svg") == 1
