@@ -10,6 +10,7 @@ import dataclasses
 import os
 import random
 import sqlite3
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -69,8 +70,8 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
                 yield from _shards(f"{running.bucket_uri}/shards", home, s3, count=500 if run.quick else 10_000)
                 yield from _logging(f"{running.bucket_uri}/runs/logging", mlflow, seconds=11.0 if run.quick else 60.0)
                 count, num_open = (50, 5) if run.quick else (10_000, 100)
-                open_ids = _fill_mlflow(home / "services" / "mlflow" / "mlflow.db", count, num_open)
-                yield from _commands(home, mlflow, count, open_ids)
+                pipeline_ids = _fill_mlflow(home / "services" / "mlflow" / "mlflow.db", count, num_open)
+                yield from _commands(home, mlflow, pipeline_ids, num_open, run.rounds(3))
         finally:
             services.down(home / "services")
 
@@ -170,15 +171,15 @@ def _logging(run_uri: str, mlflow: Counted, *, seconds: float) -> Iterator[tuple
 
 
 def _fill_mlflow(database: Path, count: int, num_open: int) -> list[str]:
-    """Insert runs of an experiment, the latest of them open; return the ids of the pipeline's runs of the open ones."""
+    """Insert runs of an experiment, the latest of them open; return the ids of the pipeline's runs, the oldest first."""
     key = f"many-{uuid.uuid4().hex[:8]}"
     open_run(run_key=key, experiment_name="many", run_name=key, tags={}, params={}).finish("FINISHED")
-    now, open_ids = int(time.time() * 1000), []
+    now, pipeline_ids = int(time.time() * 1000), []
     with sqlite3.connect(database, timeout=60) as connection:
         ((experiment_id, artifacts),) = connection.execute("SELECT experiment_id, artifact_location FROM experiments WHERE name = 'many'")
         for number in range(count):
             run_id, pipeline_id, is_open = uuid.uuid4().hex, str(uuid.uuid4()), number >= count - num_open
-            open_ids += [pipeline_id] if is_open else []
+            pipeline_ids.append(pipeline_id)
             values = (run_id, f"run-{number}", "UNKNOWN", "", "", "me", "RUNNING" if is_open else "FINISHED", now + number, "active")
             columns = "run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time, lifecycle_stage"
             connection.execute(
@@ -194,14 +195,14 @@ def _fill_mlflow(database: Path, count: int, num_open: int) -> list[str]:
             connection.executemany(
                 'INSERT INTO latest_metrics ("key", value, timestamp, run_uuid, step, is_nan) VALUES (?, ?, ?, ?, ?, ?)', metrics
             )
-    return open_ids
+    return pipeline_ids
 
 
 # -- Kubernetes and Kubeflow Pipelines ---------------------------------------------------------------------------------
 
 
-def _commands(home: Path, mlflow: Counted, count: int, open_ids: list[str]) -> Iterator[tuple[str, Measured]]:
-    server = services.status(home / "services").services[1].pid
+def _commands(home: Path, mlflow: Counted, pipeline_ids: list[str], num_open: int, rounds: int) -> Iterator[tuple[str, Measured]]:
+    server, open_ids = services.status(home / "services").services[1].pid, pipeline_ids[-num_open:]
     with _kubernetes(home) as cluster, fake_kfp.serve() as kfp:
         alone = _launcher(cluster, "rayjob-1xgpu")
         many = _launcher(cluster, "rayjob-8x8gpu")
@@ -209,27 +210,31 @@ def _commands(home: Path, mlflow: Counted, count: int, open_ids: list[str]) -> I
         yield "kubernetes-workers", Measured(value=many / alone, note=note)
         launchers = many * len(open_ids) / _HOUR  # they know nothing of each other
         _fill_cluster(cluster, open_ids)
-        for _ in range(2):  # the second time, all runs have their tags
-            cluster.requests.clear()
-            mlflow.take()
-            took = _command([sys.executable, "-m", "components.reaper"], server=server)
-        reaper, to_mlflow = len(cluster.requests) / _REAPER_SECONDS, mlflow.take()
+        reap = [sys.executable, "-m", "components.reaper"]
+        _command(reap, 1, server=server)  # after the first time, all runs have their tags
+        cluster.requests.clear()
+        mlflow.take()
+        took = _command(reap, rounds, server=server)
+        to_kubernetes, to_mlflow = len(cluster.requests) // rounds, Counter({kind: n // rounds for kind, n in mlflow.take().items()})
+        reaper = to_kubernetes / _REAPER_SECONDS
         note = f"launchers {launchers:.2f}, the reaper {reaper:.2f}"
         yield "kubernetes-rayjobs", Measured(value=launchers + reaper, note=note)
-        note = f"{took.note}; {len(cluster.requests)} requests to Kubernetes, {to_mlflow.total()} to MLflow"
+        note = f"{took.note}; {to_kubernetes} requests to Kubernetes, {to_mlflow.total()} to MLflow"
         yield "reaper", dataclasses.replace(took, note=note)
         yield "mlflow-reaper", Measured(value=to_mlflow.total() / len(open_ids), note=f"with {len(open_ids)} open runs: {words(to_mlflow)}")
-        for number in range(count):
-            kfp.add_run("SUCCEEDED", display_name=f"run-{number}")
+        for number, pipeline_id in enumerate(pipeline_ids):
+            kfp.add_run("RUNNING" if pipeline_id in open_ids else "SUCCEEDED", run_id=pipeline_id, display_name=f"run-{number}")
         os.environ["KF_PIPELINES_ENDPOINT"] = kfp.url
         kfp.requests.clear()
-        took = _command([*_IDDPM, "runs"])
-        yield "runs", dataclasses.replace(took, note=f"{took.note}; {len(kfp.requests)} requests to KFP")
+        mlflow.take()
+        took = _command([*_IDDPM, "runs"], rounds, server=server)
+        note = f"{took.note}; {len(kfp.requests) // rounds} requests to KFP, {mlflow.take().total() // rounds} to MLflow"
+        yield "runs", dataclasses.replace(took, note=note)
         cluster.objects = whole(mlflow.url, os.environ["AWS_ENDPOINT_URL"]) | _machines(200, 2000)
         cluster.requests.clear()
         kfp.requests.clear()
-        took = _command([*_IDDPM, "doctor", "--kfp-namespace", NAMESPACE], codes=(0, 1), server=server)
-        note = f"{took.note}; {len(cluster.requests)} requests to Kubernetes, {len(kfp.requests)} to KFP"
+        took = _command([*_IDDPM, "doctor", "--kfp-namespace", NAMESPACE], rounds, codes=(0, 1), server=server)
+        note = f"{took.note}; {len(cluster.requests) // rounds} requests to Kubernetes, {len(kfp.requests) // rounds} to KFP"
         yield "doctor", dataclasses.replace(took, note=note)
 
 
@@ -324,16 +329,22 @@ def _counted(work: Callable[[], Any], proxy: Counted) -> Counter[str]:
     return proxy.take()
 
 
-def _command(command: list[str], codes: tuple[int, ...] = (0,), server: int | None = None) -> Measured:
-    """Seconds of the processor that a command takes, and meanwhile MLflow's server, whose process id is given."""
-    began, before = time.monotonic(), _processor_seconds(server)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in codes:
-        raise RuntimeError(f"{' '.join(command[1:])} ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}")
-    return Measured(value=_processor_seconds(server) - before, note=f"{time.monotonic() - began:.1f} s by the clock")
+def _command(command: list[str], rounds: int, *, codes: tuple[int, ...] = (0,), server: int | None) -> Measured:
+    """Seconds by the clock that a command takes; noted are those of the processor, with the server of MLflow, whose process id is given."""
+    by_clock, of_processor = [], []
+    for _ in range(rounds):
+        began, before = time.monotonic(), _processor_seconds(server)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        by_clock.append(time.monotonic() - began)
+        of_processor.append(_processor_seconds(server) - before)
+        if done.returncode not in codes:
+            raise RuntimeError(f"{' '.join(command[1:])} ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}")
+    note = f"{statistics.median(of_processor):.1f} s of the processor, MLflow's server included"
+    return Measured(value=statistics.median(by_clock), low=min(by_clock), high=max(by_clock), note=note)
 
 
 def _processor_seconds(server: int | None) -> float:
-    times = os.times()
-    own = times.children_user + times.children_system
-    return own + (sum(psutil.Process(server).cpu_times()[:2]) if server else 0.0)
+    """The seconds of this process's children, of the server and of the server's."""
+    times, serving = os.times(), psutil.Process(server)
+    of_server = sum(sum(each.cpu_times()[:2]) for each in (serving, *serving.children(recursive=True)))
+    return times.children_user + times.children_system + of_server

@@ -103,7 +103,7 @@ class FakeKfp:
         return ident
 
     def add_run(self, state: str, **more: Any) -> str:
-        ident = self._ident("run")
+        ident = more.get("run_id") or self._ident("run")
         self.runs[ident] = {
             "run_id": ident,
             "display_name": f"name of {ident}",
