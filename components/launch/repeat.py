@@ -1,4 +1,4 @@
-"""Repeat work that was lost for a reason that may pass: a service away, a process or a machine gone, too little memory.
+"""Repeat work that was lost for a reason that may pass: a service away, a process or a machine gone or at a standstill, too little memory.
 
 Kubeflow Pipelines starts a step again only if its pod was stopped or could not start (`k8s/components/kfp/workflow-defaults.yaml`). A step
 that ends with an error, and one whose process was killed in its pod, fail for good. So these are repeated here.
@@ -14,6 +14,7 @@ from components.cluster.connection import KubernetesAwayError
 from training import storage
 from training.console import format_duration, say
 from training.distributed.ray_logs import MemoryShortageError
+from training.distributed.ray_session import StandstillError
 from training.storage.retry import is_transient_storage_error
 
 T = TypeVar("T")
@@ -30,7 +31,8 @@ class LostError(RuntimeError):
 
 def may_pass(error: BaseException) -> bool:
     """Return True for an error that says nothing against the work itself."""
-    return isinstance(error, (LostError, KubernetesAwayError, MemoryShortageError)) or is_transient_storage_error(error)
+    lost = (LostError, KubernetesAwayError, MemoryShortageError, StandstillError)
+    return isinstance(error, lost) or is_transient_storage_error(error)
 
 
 def repeat_lost(

@@ -44,10 +44,10 @@ def compare_models(models: Sequence[str], num_samples: int, storage_root_uri: st
     found = [resolve_model(model) for model in models]
     if not found or not found[0].data_uri:
         raise UserError(f"the data set of {models[0] if models else 'no model'} is not known; name two or more finished runs")
-    experiment = load_experiment(found[0].checkpoint_uri)
-    reference_uri = reference_for(experiment, found[0].data_uri, storage_root_uri)
+    experiment, specs = load_experiment(found[0].checkpoint_uri), [each.spec() for each in found]
+    reference_uri = reference_for(experiment, found[0].data_uri, storage_root_uri, models=specs)
     options = dataclasses.replace(evaluation_options(experiment, storage_root_uri, resources), num_samples=num_samples or None)
-    study = as_study(compare([each.spec() for each in found], found[0].data_uri, reference_uri, options=options))
+    study = as_study(compare(specs, found[0].data_uri, reference_uri, options=options))
     directory = storage.join(storage_root_uri, COMPARISONS, study.key)
     for name, content in study.files.items():
         storage.write_bytes(storage.join(directory, name), content)

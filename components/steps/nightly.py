@@ -82,13 +82,13 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     from evaluation.sampling.trained_model import ModelSpec
     from training.checkpoints.checkpoint import load_experiment
 
-    experiment = load_experiment(checkpoint_uri)
-    reference_uri = reference_for(experiment, data_uri, storage_root_uri)
+    experiment, model = load_experiment(checkpoint_uri), ModelSpec(checkpoint_uri=checkpoint_uri, weights=weights or None)
+    reference_uri = reference_for(experiment, data_uri, storage_root_uri, models=[model])
 
     def draw(name: str, **changes: Any) -> EvaluationResult:
         options = evaluation_options(experiment, storage_root_uri, resources)
         options = dataclasses.replace(options, **{"purpose": name, "result_name": name, "likelihood": False, **changes})
-        return evaluate_once(ModelSpec(checkpoint_uri=checkpoint_uri, weights=weights or None), data_uri, reference_uri, options)
+        return evaluate_once(model, data_uri, reference_uri, options)
 
     result = draw(purpose)
     run_uri = run_uri_of(checkpoint_uri)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from components.launch.logs import LogPlace
 from components.steps.runs import run_directory
@@ -11,6 +11,9 @@ from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment, Extractor
 from training.console import say
+
+if TYPE_CHECKING:
+    from evaluation.sampling.trained_model import ModelSpec
 
 REFERENCES = "references"
 """Directory of reference statistics below the storage root."""
@@ -31,26 +34,32 @@ def stored_extractor_weights(storage_root_uri: str, extractor: Extractor) -> str
     return uri if storage.exists(uri) else None
 
 
-def reference_for(experiment: Experiment, data_uri: str, storage_root_uri: str, *, before_training: bool = False) -> str:
+def reference_for(
+    experiment: Experiment, data_uri: str, storage_root_uri: str, *, before_training: bool = False, models: Sequence[ModelSpec] = ()
+) -> str:
     """Compute statistics of the training images with the experiment's extractor, or find them; return their URI.
 
     Args:
         before_training: Refuse metrics that the evaluation after the training could not compute.
+        models: Models that will be evaluated with them; they are read before statistics are computed.
 
     Raises:
         UserError: The extractor or the number of samples is not enough for a metric.
+        CheckpointError: One of the models can't be read.
     """
     from evaluation.distances.reference_statistics import compute_reference
     from evaluation.evaluate.preflight import require_metrics
     from evaluation.features.extractors import load_extractor
     from evaluation.records.devices import choose_device
+    from evaluation.sampling.trained_model import require_readable
 
     name = experiment.evaluation.extractor
     extractor = load_extractor(name, weights=stored_extractor_weights(storage_root_uri, name), device=choose_device("auto"))
     if before_training:
         require_metrics(experiment, extractor)
     directory = storage.join(storage_root_uri, REFERENCES)
-    return compute_reference(storage.join(data_uri, "train"), extractor, directory, experiment.evaluation.num_reference_images).uri
+    count = experiment.evaluation.num_reference_images
+    return compute_reference(storage.join(data_uri, "train"), extractor, directory, count, before=lambda: require_readable(models)).uri
 
 
 def planned_reference(experiment: Experiment, data_uri: str, storage_root_uri: str, *, before_training: bool = False) -> str:

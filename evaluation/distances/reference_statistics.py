@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,11 +151,19 @@ def reference_name(manifest: Manifest, extractor: ExtractorId | FeatureExtractor
     return f"{data}-{extractor.name}-{extractor.sha256[:8]}-n{count}.npz"
 
 
-def compute_reference(dataset_uri: str, extractor: FeatureExtractor, out_uri: str, num_images: int | None = None) -> ReferenceStatistics:
+def compute_reference(
+    dataset_uri: str,
+    extractor: FeatureExtractor,
+    out_uri: str,
+    num_images: int | None = None,
+    *,
+    before: Callable[[], None] = lambda: None,
+) -> ReferenceStatistics:
     """Compute statistics of a data set's images, or read them if they are stored already.
 
     `out_uri` is a `.npz` file, or a directory in which `reference_name` names it. `num_images` are taken from the data set's
-    beginning (its order is a seeded shuffle); None is all.
+    beginning (its order is a seeded shuffle); None is all. `before` is called before they are computed, which takes minutes for a large
+    data set; what it raises is passed on.
 
     Raises:
         UserError: `out_uri` contains other statistics, there is no such data set, or fewer than two images.
@@ -167,6 +175,7 @@ def compute_reference(dataset_uri: str, extractor: FeatureExtractor, out_uri: st
     count, uri = _count(manifest, num_images), _reference_uri(manifest, extractor, out_uri, num_images)
     if count < 2:
         raise UserError(f"{dataset_uri}: statistics take 2 images or more, and there is {count}; prepare more of them")
+    before()
     images = (images for _, images, _ in iterate(dataset_uri, BATCH_SIZE, stop=count))
     moments, spatial = moments_of(with_progress(images, "computed the features of", count, len), extractor)
     provenance = dataclasses.replace(provenance_of(manifest, extractor), num_images=moments.num_images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -158,6 +159,12 @@ def load_model(checkpoint_uri: str, weights: str | None = None, *, device: torch
         description=f"{checkpoint_uri} ({chosen})",
         device=torch.device(device),
     )
+
+
+def require_readable(specs: Iterable[ModelSpec]) -> None:
+    """Load each model once and keep none, to refuse a damaged checkpoint before work that would be lost. Raises as `ModelSpec.load`."""
+    for spec in specs:
+        spec.load("cpu")
 
 
 def ensemble(ends: TrainedModel, middle: TrainedModel, *, width: int = 100) -> TrainedModel:

@@ -191,10 +191,49 @@ def _check(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
         raise ArgumentsError(f"--param {TRACKING}: is empty; give the name of MLflow's experiment, like iddpm")
 
 
-def refuse_image(arguments: Mapping[str, Any]) -> None:
-    """Refuse an image for a run on this machine, which would ignore it."""
+def require_possible_here(arguments: Mapping[str, Any]) -> None:
+    """Refuse, for a run on this machine, an image, which it would ignore, and GPUs that the machine does not have.
+
+    Args:
+        arguments: As `arguments_of` returns them. A stage whose Ray cluster is elsewhere may have any GPUs.
+
+    Raises:
+        UserError: As said above, or a stage's resources do not fit.
+    """
     if "image" in arguments:
         raise ArgumentsError(f"--param image={arguments['image']}: a run on this machine uses no image; leave it out")
+    stages = {name.removesuffix(_RESOURCES): text for name, text in arguments.items() if name.endswith(_RESOURCES)}
+    found = {stage: read_resources(text, stage=stage) for stage, text in stages.items()}
+    require_gpus({stage: resources.work for stage, resources in found.items() if resources.ray_mode == "local"})
+
+
+def require_gpus(resources: Mapping[str, Resources]) -> None:
+    """Refuse GPUs that this machine does not have: one for each worker of a training, and one at least for another stage.
+
+    Args:
+        resources: Stage -> resources of its work, which is done on this machine.
+
+    Raises:
+        ArgumentsError: It has fewer.
+    """
+    needed = {
+        stage: (each.min_workers or each.num_workers) if stage == "train" else 1
+        for stage, each in resources.items()
+        if each.num_gpus_per_worker
+    }
+    if not needed:
+        return
+    import torch
+
+    present = torch.cuda.device_count()
+    for stage, count in needed.items():
+        if present < count:
+            wanted = "a GPU" if count == 1 else f"{count} GPUs, one for each worker"
+            remedy = f"ask for {present} at most" if present else "leave GPUs out, and the processor does the work"
+            raise ArgumentsError(
+                f"{stage}{_RESOURCES} asks for {wanted} (num_gpus_per_worker is 1), and this machine shows {present or 'none'}; {remedy}, "
+                "or use a cluster's by `iddpm submit`"
+            )
 
 
 def local_resources(

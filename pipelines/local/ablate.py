@@ -156,16 +156,15 @@ def choose_parallel_trials(parallel_trials: int | None, resources: Mapping[str, 
         resources: Stage -> resources, with those of train and evaluate.
 
     Raises:
-        UserError: Several trials would have several workers each, or there is no GPU.
+        UserError: Several trials would have several workers each, or there are too few GPUs.
     """
     num_workers, gpu = _most(resources)
     if gpu:
         import torch
 
-        if not torch.cuda.device_count():
-            raise UserError(
-                "a GPU is needed (--gpu, or num_gpus_per_worker 1), and this machine shows none; without it the processor trains"
-            )
+        from pipelines.client.arguments import require_gpus
+
+        require_gpus(resources)
     if num_workers > 1 and (parallel_trials or 1) > 1:
         raise UserError(
             f"{parallel_trials} trials at once have one process each, not {num_workers}; "

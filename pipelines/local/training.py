@@ -22,14 +22,17 @@ def train_here(arguments: Mapping[str, Any], *, name: str = "", next_steps: Sequ
         next_steps: Arguments of further commands to suggest, and what each does.
 
     Raises:
+        UserError: They have an image, or GPUs that this machine does not have.
         ServicesError: S3 or MLflow cannot be started.
         PipelineError: A step failed, or Ctrl-C.
     """
+    from pipelines.client.arguments import require_possible_here
     from pipelines.compile import load
     from pipelines.local.run import PipelineInterruptedError, run_pipeline
     from pipelines.services import services
     from pipelines.services.home import has_other_users
 
+    require_possible_here(arguments)
     started = time.monotonic()
     print("starting S3 and MLflow on this machine ...", flush=True)
     were_running = services.status().running

@@ -46,7 +46,7 @@ def run_tuning(
         resources: Stage -> resources: data prepares the images, train trains each trial.
 
     Raises:
-        UserError: The request or the data set does not fit.
+        UserError: The request or the data set does not fit, or this machine has too few GPUs.
         TrainingError: No trial has finished.
     """
     from components.steps.reference import reference_for
@@ -56,11 +56,13 @@ def run_tuning(
     from evaluation.reports.html import text_table
     from evaluation.tuning.page import table_headers, table_rows
     from evaluation.tuning.record import read_records
+    from pipelines.client.arguments import require_gpus
     from pipelines.local.images import preparation
     from training import storage
     from training.data.splits import default_data_uri, prepare_experiment
     from training.distributed.ray_session import parallel_map
 
+    require_gpus(resources)
     os.environ.update(services.env)
     root, experiment = services.bucket_uri, request.experiment()
     log_path = services.home / "logs" / f"tune-{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"

@@ -319,4 +319,4 @@ def _assert_trained_and_scored(run_uri: str) -> None:
     assert final["distance"] > 0
     tracked = attach(trained["tracking_run_id"])
     assert [step for step, _ in tracked.metric_history("score/best")] == [20, 40]
-    assert tracked.metric_history("final/distance") == [(final["step"], pytest.approx(final["distance"]))]
+    assert tracked.metric_history("final/distance") == [(final["step"], final["distance"])]

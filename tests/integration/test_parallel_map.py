@@ -2,17 +2,20 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from unittest.mock import Mock
 
+import psutil
 import pytest
 import ray
 
+from components.launch.repeat import may_pass
 from training.checkpoints.checkpoint import CheckpointError, checkpoint_uri, step_of
-from training.distributed.ray_session import parallel_map, parallel_tasks
+from training.distributed.ray_session import StandstillError, parallel_map, parallel_tasks
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -77,6 +80,26 @@ def test_a_task_that_is_given_up_has_time_to_end(tmp_path: Path) -> None:
     with contextlib.closing(parallel_tasks(work, ["quick", "long", "later"], num_workers=2, grace_seconds=60)) as tasks:
         assert next(tasks) == ("quick", "quick")
     assert (tmp_path / "long").read_text() == "ended"
+
+
+def test_tasks_whose_processes_stand_still_are_killed_and_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.distributed.ray_session._LONGEST_TASK_SECONDS", 20.0)  # more than a process takes to start
+
+    def work(job: str) -> str:
+        if len(job) > 1:
+            (tmp_path / job).write_text(str(os.getpid()))
+            if job == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            os.read(os.pipe()[0], 1)  # nobody writes
+        return job
+
+    with pytest.raises(StandstillError) as caught:
+        list(parallel_map(work, ["a", "stopped", "b", "in a system call", "c"], num_workers=3))
+    assert str(caught.value).startswith("2 task(s) have no result: none has come for 20 s: a process (ray::work) stands still, or ")
+    assert may_pass(caught.value)
+    for job in ("stopped", "in a system call"):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(int((tmp_path / job).read_text())).wait(timeout=60)  # Ray kills a stopped one after 5 s
 
 
 def test_a_module_of_the_working_directory_is_not_taken_for_ours(tmp_path: Path) -> None:

@@ -392,7 +392,7 @@ def answering(monkeypatch, answer):
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             answer(self)
 
-        do_PUT = do_GET  # noqa: N815
+        do_PUT = do_HEAD = do_DELETE = do_POST = do_GET  # noqa: N815
 
         def log_message(self, format, *args):
             pass
@@ -405,6 +405,56 @@ def answering(monkeypatch, answer):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
         yield asked
         server.shutdown()
+
+
+def sending(body, **headers):
+    """Return what `answering` takes to send 200 with that body and those headers."""
+
+    def answer(handler):
+        handler.send_response(200)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(body)
+
+    return answer
+
+
+PAGE = b"<!DOCTYPE html><html><head><meta charset=utf-8></head><body>Sign in<br></body></html>"
+
+
+@pytest.mark.parametrize("act", [*ACTS.values(), storage.delete], ids=[*ACTS, "delete"])
+@pytest.mark.parametrize("page", [PAGE, b"<html><body>Sign in</body></html>"], ids=["HTML", "XHTML"])
+@pytest.mark.parametrize("tag", [{}, {"ETag": 'W/"55-abc"'}], ids=["without a tag", "with a weak tag"])
+def test_a_page_to_log_in_is_not_taken_for_an_answer_of_s3(monkeypatch, act, page, tag):
+    with answering(monkeypatch, sending(page, Content_Type="text/html; charset=utf-8", **tag)) as asked:
+        with pytest.raises(
+            StorageError, match=r"^s3://b/a: what answers at http://127\S* is not S3, .*text/html.*; check the address"
+        ) as caught:
+            act("s3://b/a")
+        assert len(asked) == 1, "it is not asked again"
+    assert not caught.value.transient
+
+
+@pytest.mark.parametrize("act", [storage.list_uris, storage.list_dirs, storage.delete_prefix])
+def test_a_listing_that_is_none_is_not_taken_for_an_empty_directory(monkeypatch, act):
+    with answering(monkeypatch, sending(b"<status>fine</status>")), pytest.raises(StorageError, match=r"is not S3, .*no Content-Type"):
+        act("s3://b/a")
+
+
+@pytest.mark.parametrize("mark", [{"x-amz-request-id": "1"}, {"X-GUploader-UploadID": "1"}, {"ETag": '"1"'}], ids=["AWS", "GCS", "another"])
+def test_a_page_that_s3_stores_is_read(monkeypatch, mark):
+    with answering(monkeypatch, sending(PAGE, Content_Type="text/html", **mark)):
+        assert storage.read_bytes("s3://b/report.html") == PAGE
+    with answering(monkeypatch, sending(b"", Content_Type="text/html")):  # as Google answers a write
+        assert storage.write_bytes("s3://b/report.html", PAGE)
+
+
+def test_a_page_is_read_from_a_server_that_tells_a_page_by_its_content(bucket_uri):
+    storage.write_bytes(f"{bucket_uri}/report", PAGE)
+    assert storage.read_bytes(f"{bucket_uri}/report") == PAGE
+    assert storage.list_uris(bucket_uri) == [f"{bucket_uri}/report"]
 
 
 def test_a_request_without_an_answer_is_repeated_by_boto3_alone(monkeypatch):

@@ -5,6 +5,9 @@ An operation errs by u times its result. Bounds count operations, and no cancell
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,6 +24,17 @@ NETWORK = 160 * U32
 Between input and output stand up to 160 operations, in 14 residual blocks with attention. Each rounds by u of its result, whose scale the
 norms keep.
 """
+
+
+def rounded(expected: Any, roundings: int, *, scale: float | None = None) -> Any:
+    """Return what equals `expected`, a number or several, up to so many roundings in float64.
+
+    Args:
+        scale: The largest intermediate result, where a difference is smaller than what it is of; None takes the number itself.
+    """
+    if scale is None:
+        return pytest.approx(expected, rel=roundings * U64, abs=0.0)
+    return pytest.approx(expected, rel=0.0, abs=roundings * U64 * scale)
 
 
 def schedule_error(num_timesteps: int) -> float:

@@ -51,7 +51,7 @@ def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterabl
         preset: The preset of the network, where neither the file nor its name shows it.
 
     Raises:
-        UserError: The file does not contain the weights of one network, or they fit no preset or several.
+        UserError: The file does not contain the weights of one network, or they fit no preset or several, or are not finite.
     """
     file_name = file_uri.rstrip("/").rpartition("/")[2]
     if not storage.is_s3(file_uri) and storage.local_path(file_uri).is_dir():
@@ -160,10 +160,16 @@ def read_tensors(path: Path, file_name: str) -> Tensors:
     """Return what a file contains; the tensors may map it.
 
     Raises:
-        UserError: The file is damaged, or does not contain tensors alone.
+        UserError: The file is damaged, does not contain tensors alone, or has NaN or infinity in one of them.
     """
-    if file_name.endswith(".safetensors"):
-        return _read_safetensors(path, file_name)
+    found = _read_safetensors(path, file_name) if file_name.endswith(".safetensors") else _read_pt(path, file_name)
+    for name, tensor in found.state.items():
+        if not tensor.to(torch.float32).isfinite().all():  # the type that an import gives them: a double may be too large for it
+            raise UserError(f"{file_name}: {name} contains NaN or infinity; take another copy of the file, or an earlier checkpoint")
+    return found
+
+
+def _read_pt(path: Path, file_name: str) -> Tensors:
     try:
         # A file in the zip format is memory-mapped. Only tensors are unpickled, no code.
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

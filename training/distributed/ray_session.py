@@ -43,6 +43,29 @@ _SECONDS_FOR_LAST_LINES = 1.0
 _SECONDS_FOR_SHORT_TASKS = 1.0
 """Time for tasks to end by themselves before they are cancelled."""
 
+_LONGEST_TASK_SECONDS = 7 * 86400.0
+"""No task of an evaluation or of data takes so long. The longest of the paper's is a twentieth of 50,000 images of 256x256, each by 4,000
+steps: less than 4 days of a small GPU (L4)."""
+
+
+class StandstillError(RuntimeError):
+    """A process of Ray neither ends nor gives a result; one line with the remedy."""
+
+
+def standstill(function: str, seconds: float, longest_seconds: float) -> str:
+    """Return why the results of a function on Ray are waited for no longer; empty while they may still come.
+
+    Ray starts work again whose process has ended. It waits without end for one that is stopped, or hangs in a system call.
+
+    Args:
+        function: Its name.
+        seconds: Time since the last result, or since the wait for the first began.
+        longest_seconds: Time that no result takes.
+    """
+    if seconds < longest_seconds:
+        return ""
+    return f"none has come for {format_duration(longest_seconds)}: a process (ray::{function}) stands still, or Ray has no room for it"
+
 
 def set_defaults() -> None:
     """Set our defaults of environment variables that the user has not set; Ray reads some of them at its first import."""
@@ -172,12 +195,15 @@ def parallel_map(
     Raises:
         Exception: The exception of the function; the other jobs are cancelled.
         MemoryShortageError: Ray killed a task for its node's memory.
+        StandstillError: No task ended for a week.
     """
     if num_workers <= 1 or len(jobs) <= 1:
         yield from map(function, jobs)
         return
     with ray_session(os.environ.get("RAY_ADDRESS") or "local", num_cpus=num_workers):
-        tasks = parallel_tasks(function, jobs, num_workers=num_workers, num_gpus_per_worker=num_gpus_per_worker)
+        tasks = parallel_tasks(
+            function, jobs, num_workers=num_workers, num_gpus_per_worker=num_gpus_per_worker, longest_seconds=_LONGEST_TASK_SECONDS
+        )
         with contextlib.closing(tasks):
             for _, result in tasks:
                 if isinstance(result, Exception):
@@ -192,6 +218,7 @@ def parallel_tasks(
     num_workers: int,
     num_gpus_per_worker: int = 0,
     grace_seconds: float = 0.0,
+    longest_seconds: float | None = None,
 ) -> Generator[tuple[_Job, _Result | Exception]]:
     """Run each job as a task of the Ray cluster that this process has joined; yield it with its result or its error, as they end.
 
@@ -199,11 +226,16 @@ def parallel_tasks(
 
     Args:
         grace_seconds: When the work is given up, tasks that run get an interrupt, like that of Ctrl-C, and so long to end.
+        longest_seconds: Time that no task takes; None where there is no such time.
+
+    Raises:
+        StandstillError: No task ended for so long; Ray kills those that run.
     """
     import ray
 
+    name = getattr(function, "__name__", "")
     remote: Any = ray.remote(_run_interruptibly).options(
-        name=getattr(function, "__name__", ""),
+        name=name,
         num_cpus=1,
         num_gpus=num_gpus_per_worker * _GPU_FRACTION,
         max_retries=3,
@@ -222,7 +254,11 @@ def parallel_tasks(
         fill()
         while running:
             # Python waits, and not Ray, which would turn the exit status of a signal into 1.
-            done = next(iter(wait(running, return_when="FIRST_COMPLETED").done))
+            ended = wait(running, timeout=longest_seconds, return_when="FIRST_COMPLETED").done
+            if longest_seconds is not None and not ended:
+                reason = standstill(name, longest_seconds, longest_seconds)
+                raise StandstillError(f"{len(running)} task(s) have no result: {reason}; look at the disks, network and GPUs of its node")
+            done = next(iter(ended))
             job, _ = running.pop(done)
             fill()
             error = done.exception()

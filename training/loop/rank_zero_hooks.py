@@ -17,8 +17,9 @@ from typing import Any
 from training import storage
 from training.checkpoints import averages, checkpoint
 from training.config.errors import lines_of
-from training.console import format_duration, say
+from training.console import say
 from training.distributed.ray_logs import memory_shortage
+from training.distributed.ray_session import standstill
 from training.loop.gauges import Gauge, Progress
 from training.loop.interfaces import STOP_REQUESTED, Hooks, Job, Outcome, Scorer
 from training.tracking.runs import NUM_WORKERS_TAG, TrackedRun, attach
@@ -35,7 +36,7 @@ _SECONDS_BETWEEN_CHECKS_AT_THE_END = 2.0
 _SECONDS_TO_WAIT_FOR_ROOM = 600.0
 """A cluster that grows by itself has another machine by then."""
 _LONGEST_SCORE_SECONDS = 12 * 3600.0
-"""If none comes for so long, the process that takes it stands still: Ray starts a score again whose process has ended, and no other."""
+"""No score takes so long: it is of few images, by few steps."""
 
 Score = Mapping[str, Any]
 
@@ -130,8 +131,8 @@ class RankZeroHooks:
             if self._check_for_stop():
                 return dataclasses.replace(outcome, stop_reason=STOP_REQUESTED)
             obstacle = self._scoring_obstacle() if time.monotonic() - began >= _SECONDS_TO_WAIT_FOR_ROOM else None
-            if obstacle is None and time.monotonic() - last_came >= _LONGEST_SCORE_SECONDS:
-                obstacle = f"none has come for {format_duration(_LONGEST_SCORE_SECONDS)}; kill the process that takes them (ray::_score)"
+            if obstacle is None and (reason := standstill("_score", time.monotonic() - last_came, _LONGEST_SCORE_SECONDS)):
+                obstacle = f"{reason}; kill that process"
             if obstacle:
                 failure = f"{len(self._pending)} checkpoint(s) have no score: {obstacle}. The same command then scores them"
                 return dataclasses.replace(outcome, failure=failure)

@@ -13,11 +13,11 @@ import functools
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import boto3
 from boto3.exceptions import Boto3Error, RetriesExceededError
@@ -258,7 +258,32 @@ def connect(
         user_agent_extra="iddpm",
     )
     session = boto3.session.Session(aws_access_key_id=key_id, aws_secret_access_key=secret)
-    return session.client("s3", endpoint_url=endpoint, region_name=region or session.region_name or "us-east-1", config=config)
+    made = session.client("s3", endpoint_url=endpoint, region_name=region or session.region_name or "us-east-1", config=config)
+    made.meta.events.register("response-received.s3", functools.partial(_require_s3, made.meta.endpoint_url))
+    return made
+
+
+class _NotS3Error(BotoCoreError):
+    """An answer that is no answer of S3."""
+
+    fmt = "what answers at {endpoint} is not S3, but perhaps a proxy with a page to log in (it sent {kind})"
+
+
+def _require_s3(endpoint: str, response_dict: Mapping[str, Any] | None, **rest: Any) -> None:
+    """Refuse a page, and a listing that is none: boto3 takes them for an object's content, an empty directory, or a failure that may pass.
+
+    An object may be a page too, but AWS, MinIO, SeaweedFS and Ceph send `x-amz-request-id` with each answer, Google
+    `x-guploader-uploadid`, and others at least a strong entity tag.
+    """
+    if response_dict is None or response_dict["status_code"] >= 300:
+        return
+    headers = response_dict["headers"]
+    if "x-amz-request-id" in headers or "x-guploader-uploadid" in headers:
+        return
+    kind = headers.get("content-type", "")
+    is_page = kind.startswith("text/html") and headers.get("content-length") != "0" and headers.get("etag", "W/").startswith("W/")
+    if is_page or (response_dict["context"]["operation_name"] == "ListObjectsV2" and b"ListBucketResult" not in response_dict["body"]):
+        raise _NotS3Error(endpoint=endpoint, kind=kind or "no Content-Type")
 
 
 class _BrokenOffError(Exception):

@@ -1,7 +1,7 @@
 """The latest trainings as MLflow has them: how far each is, how fast, how good, and what it costs.
 
-MLflow's page of runs has the latest value of each metric, so a look costs one request (one for each of a cluster's runs), and one more for
-each training that was scored since the last look.
+MLflow's page of runs has the latest value of each metric, so a look costs one request, and one more for each training that was scored
+since the last look. Of a cluster's runs it costs one for each: MLflow's search knows no OR, and IN for no tag.
 """
 
 from __future__ import annotations

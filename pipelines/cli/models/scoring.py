@@ -185,7 +185,7 @@ def evaluate(
         device=device,
         precision=precision,
     )
-    reference_uri = reference or reference_of(named, data_uri, options)
+    reference_uri = reference or reference_of(named, data_uri, options, [spec])
     result = run_evaluation(spec, data_uri, reference_uri, options=options)
     run_uri = run_uri_of(spec.checkpoint_uri)
     page = write_report(run_uri, result_name=name)
@@ -255,7 +255,7 @@ def compare(
         batch_size=batch_size,
         device=device,
     )
-    reference_uri = reference or reference_of(first, data_uri, options)
+    reference_uri = reference or reference_of(first, data_uri, options, specs)
     storage.make_directory(out)  # refused before anything is sampled
     comparison = compare_models(specs, data_uri, reference_uri, options=options)
     ids = [named.tracking_run_id for named in found]
@@ -363,19 +363,23 @@ def evaluation_options(
     return EvaluationOptions(sampling=changed, **chosen)
 
 
-def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions) -> str:
-    """Return the URI of the data set's reference statistics; missing ones are computed. First refuse metrics that can't be had."""
+def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions, specs: Sequence[ModelSpec] = ()) -> str:
+    """Return the URI of the data set's reference statistics; missing ones are computed.
+
+    Metrics that can't be had, and models (`specs`) that can't be read, are refused first.
+    """
     from evaluation.distances.reference_statistics import compute_reference
     from evaluation.evaluate.preflight import require_metrics
     from evaluation.features.extractors import load_extractor
+    from evaluation.sampling.trained_model import require_readable
     from training.checkpoints.checkpoint import load_experiment
 
     experiment = load_experiment(model.checkpoint_uri)
     evaluation = experiment.evaluation
     network = load_extractor(options.extractor or evaluation.extractor, weights=options.extractor_weights, device=options.own_device)
     require_metrics(experiment, network, options)
-    directory = storage.join(data_uri, "references")
-    return compute_reference(storage.join(data_uri, "train"), network, directory, evaluation.num_reference_images).uri
+    train_uri, directory, count = storage.join(data_uri, "train"), storage.join(data_uri, "references"), evaluation.num_reference_images
+    return compute_reference(train_uri, network, directory, count, before=lambda: require_readable(specs)).uri
 
 
 def _spec(spec: ModelSpec, ends: str, ends_weights: str, ends_width: int) -> ModelSpec:

@@ -103,7 +103,7 @@ def guidance_sweep(
     spec = named.spec(weights or None)
     samplers = study.guided_samplers(spec, wanted, guidance_step=guidance_step, sampling=options.sampling)
     storage.make_directory(out)  # refused before anything is sampled
-    reference_uri = reference or scoring.reference_of(named, data_uri, options)
+    reference_uri = reference or scoring.reference_of(named, data_uri, options, [spec])
     found = study.sweep(spec, samplers, data_uri, reference_uri, options)
     scoring.save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
 

@@ -143,14 +143,13 @@ def train(
     Of images without a test split, every tenth is held out for bits/dim; --param data_options='{"num_test": N}' changes that.
     """
     from pipelines.cli.runs.experiment import add_experiment
-    from pipelines.client.arguments import arguments_of, compiled_pipeline, refuse_image
+    from pipelines.client.arguments import arguments_of, compiled_pipeline
     from pipelines.local.training import train_here
 
     pipeline = compiled_pipeline("train")
     preset, words = add_experiment(pipeline, experiment, preset="", words=parameters)
     words += _own_images(images, words=parameters) if images else []
     arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
-    refuse_image(arguments)
     train_here(arguments)
 
 
@@ -183,7 +182,7 @@ def run(
 ) -> None:
     """Run a pipeline on this machine, with the services of `iddpm up`."""
     from pipelines.cli.runs.experiment import add_experiment
-    from pipelines.client.arguments import arguments_of, compiled_pipeline, refuse_image
+    from pipelines.client.arguments import arguments_of, compiled_pipeline, require_possible_here
     from pipelines.compile import load
     from pipelines.local.run import run_pipeline
     from pipelines.services import services
@@ -191,7 +190,7 @@ def run(
     compiled = compiled_pipeline(pipeline)
     preset, words = add_experiment(compiled, trained, preset=preset, words=parameters)
     arguments = arguments_of(compiled, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
-    refuse_image(arguments)
+    require_possible_here(arguments)
     running = services.up()
     outputs = run_pipeline(load(pipeline), arguments, running)
     for name, value in outputs.items():

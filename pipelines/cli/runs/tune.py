@@ -34,7 +34,7 @@ def tune(
     """
     from components.steps.settings import refuse_sources
     from evaluation.tuning.request import TuneOptions, TuneRequest
-    from pipelines.client.arguments import compiled_pipeline, local_resources
+    from pipelines.client.arguments import compiled_pipeline, local_resources, require_gpus
     from pipelines.client.timing import parse_duration
     from pipelines.local.images import absolute, require_sources
     from pipelines.local.training import shorten_path
@@ -57,6 +57,7 @@ def tune(
     source = absolute(images)
     require_sources([source])
     stages = local_resources(compiled_pipeline("tune"), resources, stages=("train",), num_workers=num_workers, gpu=gpu)
+    require_gpus(stages)
     result = run_tuning(request, services.up(), source=source, data_options=data_options, resources=stages)
     for line in result.lines:
         options.out(line)

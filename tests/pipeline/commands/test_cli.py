@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from PIL import Image
 from components.launch.resources import STAGES, read_resources
 from pipelines.cli.main import app
 from pipelines.cli.runs import local
-from pipelines.client.arguments import arguments_of, compiled_pipeline
+from pipelines.client.arguments import arguments_of, compiled_pipeline, require_possible_here
 from pipelines.local.ablate import _run_trials
 from pipelines.local.images import preparation
 from pipelines.services.services import Services, connect
@@ -59,6 +60,19 @@ def test_help_waits_for_no_library_but_that_of_the_command_line() -> None:
     assert {"torch", "kfp", "typer"} <= needs
     of = importlib.metadata.packages_distributions()
     assert {name for name in imported if needs.intersection(distribution.lower() for distribution in of.get(name, ()))} == {"typer", "rich"}
+
+
+def test_ctrl_c_ends_a_command_in_silence_while_its_modules_are_imported_and_before_it_begins(tmp_path: Path) -> None:
+    script = tomllib.loads(Path("pyproject.toml").read_text())["project"]["scripts"]["iddpm"].partition(":")
+    interrupt = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / "importing").mkdir()
+    (tmp_path / "importing" / "typer.py").write_text(interrupt)  # the first library that the command line imports
+    run = f"import sys; from {script[0]} import {script[2]}; sys.exit({script[2]}())"
+    begin = f"import typer.main\ndef get_command(*_):\n    {interrupt.replace(chr(10), '; ')}\ntyper.main.get_command = get_command\n{run}"
+    for path, program in ((tmp_path / "importing", run), (tmp_path, begin)):
+        environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{Path.cwd()}"}
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=50)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_help_names_every_command(run_iddpm: Command) -> None:
@@ -346,7 +360,7 @@ def resources_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_iddpm: 
     monkeypatch.setattr("pipelines.local.training.train_here", trained)
     monkeypatch.setattr("pipelines.local.tune.run_tuning", tuned)
     monkeypatch.setattr("pipelines.local.ablate.run_ablation", ablated)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
 
     def given(*words: str) -> dict[str, Resources]:
         assert run_iddpm(*words)[::2] == (0, "")
@@ -417,6 +431,47 @@ def test_a_tuning_and_an_ablation_refuse_resources_in_one_line_before_anything_s
     status, _, error = run_iddpm(*command, *words)
     assert (status, error.count("\n")) == (1, 1)
     assert said in error
+
+
+@pytest.mark.parametrize(
+    ("present", "words", "said"),
+    [
+        (
+            0,
+            ("train", "digits-hybrid-cosine", "--resources", "train=1xgpu"),
+            "train_resources asks for a GPU (num_gpus_per_worker is 1), and this machine shows none; leave GPUs out",
+        ),
+        (
+            1,
+            ("run", "train", "--resources", "train=8xgpu"),
+            "train_resources asks for 8 GPUs, one for each worker (num_gpus_per_worker is 1), and this machine shows 1; ask for 1 at most",
+        ),
+        (0, ("run", "ablation", "--resources", "evaluate=8xgpu"), "evaluate_resources asks for a GPU ("),
+        (0, (*_TUNE, "--gpu"), "train_resources asks for a GPU ("),
+        (1, (*_ABLATE, "--gpu", "--num-workers", "2"), "train_resources asks for 2 GPUs"),
+        (0, ("reproduce", "cifar10-table2", "--resources", "evaluate=1xgpu", "--yes"), "evaluate_resources asks for a GPU ("),
+    ],
+    ids=["train", "run train", "run ablation", "tune", "ablate", "reproduce"],
+)
+def test_gpus_that_this_machine_does_not_have_are_refused_before_anything_starts(
+    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, present: int, words: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.services.services.up", Mock(side_effect=AssertionError("it starts")))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: present)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: present > 0)
+    status, _, err = run_iddpm(*words)
+    assert (status, err.count("\n")) == (1, 1)
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_takes_the_gpus_that_there_are_and_those_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    elastic = '{"profile": "8xgpu", "min_workers": 1}'
+    require_possible_here({"train_resources": elastic, "evaluate_resources": "8xgpu"})  # workers of evaluation take turns
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    require_possible_here({"train_resources": "rayjob-8xgpu", "data_resources": "2xcpu"})
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes.utils.quantity import parse_quantity
-from rounding import U64
+from rounding import rounded
 
 from components.cluster.names import amount
 from components.launch.resources import read_resources
@@ -114,4 +114,4 @@ def test_a_larger_profile_would_not_fit() -> None:
     "quantity", ["4", "0.5", ".5", "5.", "500m", "100n", "7u", "1e9", "1E9", "3e-1", "1k", "129M", "1E", "1Ei", "64Gi", "123456Ki"]
 )
 def test_an_amount_is_read_as_kubernetes_reads_it(quantity: str) -> None:
-    assert amount(quantity) == pytest.approx(float(parse_quantity(quantity)), rel=4 * U64)  # a number times a unit
+    assert amount(quantity) == rounded(float(parse_quantity(quantity)), 4)  # a number times a unit

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from rounding import NETWORK
+from typer.testing import CliRunner
 
+from components.steps.compare import compare_models
+from components.steps.nightly import score_model
 from components.steps.reference import make_reference
 from evaluation.distances.reference_statistics import compute_reference, load_reference, save_reference
 from evaluation.evaluate.options import EvaluationOptions, require_own_name
@@ -23,6 +26,8 @@ from evaluation.sampling import sample_set
 from evaluation.sampling.generate import Generated
 from evaluation.sampling.sample_set import SamplePlan, chunk_uri
 from evaluation.sampling.trained_model import ModelSpec
+from pipelines.cli.main import app
+from tests.unit.evaluation.conftest import write_run
 from training import storage
 from training.checkpoints import checkpoint
 from training.checkpoints.checkpoint import CheckpointError
@@ -30,6 +35,17 @@ from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
 from training.data.format.manifest import read_manifest
 from training.models.unet import make_model
+
+Door = Callable[[str, str, str], object]
+"""Evaluates a checkpoint, given its directory, another checkpoint of its run, and a storage root."""
+
+
+def _by_command(*words: str, with_other: bool = False) -> Door:
+    def evaluate_it(uri: str, other: str, root: str) -> object:
+        models = [other, uri] if with_other else [uri]
+        return CliRunner().invoke(app, [words[0], *models, *words[1:]], catch_exceptions=False)
+
+    return evaluate_it
 
 
 @pytest.fixture
@@ -126,6 +142,30 @@ def test_metrics_that_the_final_evaluation_could_not_compute_are_refused_before_
     with pytest.raises(UserError, match=message):
         make_reference(experiment.override(overrides).to_json(), digits_uri, digest, str(tmp_path), {})
     assert not any(tmp_path.rglob("*.npz")), "before the statistics too"
+
+
+@pytest.mark.parametrize(
+    "evaluate_it",
+    [
+        pytest.param(_by_command("evaluate"), id="evaluate"),
+        pytest.param(_by_command("compare", with_other=True), id="compare"),
+        pytest.param(_by_command("guidance-sweep", "--guidance-step", "100"), id="guidance-sweep"),
+        pytest.param(lambda uri, other, root: compare_models([other, uri], 0, root, {}), id="the compare pipeline"),
+        pytest.param(lambda uri, other, root: score_model(uri, "", f"{root}/data", root, "nightly-1", {}), id="the nightly pipeline"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_before_the_statistics_that_are_missing_are_computed(
+    experiment: Experiment, digits_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate_it: Door
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(f"{digits_uri}/train", tmp_path / "data" / "train")
+    run_uri = write_run(str(tmp_path / "run"), experiment)
+    storage.write_json(f"{run_uri}/result.json", {"data_uri": str(tmp_path / "data"), "tracking_run_id": "1"})
+    good, damaged = (checkpoint.checkpoint_uri(run_uri, step) for step in (100, 200))
+    Path(damaged, "ema_0.99.pt").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"ema_0\.99\.pt: is damaged"):
+        evaluate_it(damaged, good, str(tmp_path))
+    assert not list(tmp_path.rglob("references"))
 
 
 def test_invalid_options_are_refused_before_the_first_draw(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import NETWORK
 
 from components.steps.runs import Run, identify
 from evaluation.monitoring.checkpoint_scorer import read_history
@@ -60,5 +61,5 @@ def test_it_is_resumed_and_logs_the_metrics_that_the_earlier_commit_logged(run: 
     assert logged.keys() == EXPECTED["logged"].keys()
     for step, metrics in EXPECTED["logged"].items():
         for name, value in metrics.items():
-            # Six updates in float32 (eps 6e-8), of sums over some thousand terms that another processor adds in another order.
-            assert logged[step][name] == pytest.approx(value, rel=1e-4), (step, name)
+            # Another processor adds in another order: six updates, forward and backward.
+            assert logged[step][name] == pytest.approx(value, rel=6 * 2 * NETWORK), (step, name)

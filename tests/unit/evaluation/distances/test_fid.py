@@ -97,7 +97,7 @@ def test_distance_of_singular_gaussians_whose_count_is_unknown_is_exact(first: i
 
 def test_distance_to_itself_is_zero() -> None:
     moments = _moments(_features(500, 64, seed=7))
-    assert 0.0 <= frechet_distance(moments, moments) < 1e-8
+    assert 0.0 <= frechet_distance(moments, moments) < _rounding(64, 1.9, 64 / 0.4)  # the eigenvalues of 500 normal vectors
 
 
 @pytest.mark.parametrize("num", [2, 20, 63, 64])

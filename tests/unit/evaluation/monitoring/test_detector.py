@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from bench_nightly import simulate
+from rounding import rounded
 
 from evaluation.monitoring.detector import FALSE_ALARMS_IN_A_YEAR, Rule, Trace, watch
 from training.config.errors import UserError
@@ -12,6 +13,8 @@ from training.config.errors import UserError
 BASELINE = [3.0 + 0.1 * (-1) ** night for night in range(20)]
 """Mean 3, and a standard deviation of 0.1026."""
 SPREAD = 0.1 * math.sqrt(20 / 19)
+SPREAD_20 = rounded(SPREAD, 20, scale=3)
+"""It, of twenty differences of scores near 3: a rounding each, as in all sums below."""
 UNKNOWN = [math.nan]
 
 
@@ -28,8 +31,8 @@ def follow(
 
 def test_the_baseline_is_the_mean_and_standard_deviation_of_the_first_nights_and_no_changed_night_joins_it() -> None:
     trace = follow([*BASELINE, *[3.15] * 50])
-    assert trace.centre[20:] == pytest.approx(3.0)
-    assert trace.spread[20:] == pytest.approx(SPREAD)
+    assert trace.centre[20:] == rounded(3.0, 20)
+    assert trace.spread[20:] == SPREAD_20
     assert set(trace.num_baseline[20:]) == {20}
 
 
@@ -39,16 +42,16 @@ def test_a_healthy_night_joins_the_baseline_after_twenty_more_until_it_has_its_l
     assert not trace.slow.any()
     assert not trace.jump.any()
     assert list(trace.num_baseline[[20, 40, 41, 42, 60, 120, 121, 199]]) == [20, 20, 21, 22, 40, 100, 100, 100]
-    assert trace.centre[60] == pytest.approx(np.mean(scores[:40]))
-    assert trace.spread[60] == pytest.approx(np.std(scores[:40], ddof=1))
-    assert trace.centre[-1] == pytest.approx(np.mean(scores[:100]))
+    assert trace.centre[60] == rounded(np.mean(scores[:40]), 40)
+    assert trace.spread[60] == rounded(np.std(scores[:40], ddof=1), 40, scale=3)
+    assert trace.centre[-1] == rounded(np.mean(scores[:100]), 100)
 
 
 def test_a_baseline_grows_by_the_errors_of_its_nights_too() -> None:
     errors, excess = [0.2] * 20 + [0.4] * 40, [0.0] * 20 + [0.08] * 40
     trace = watch([3.0 + 0.001 * (-1) ** night for night in range(60)], [math.nan] * 60, errors, Rule(), excess)
     assert trace.num_baseline[59] == 39
-    assert trace.spread[59] == pytest.approx(math.sqrt((20 * 0.04 + 19 * 0.08) / 39))
+    assert trace.spread[59] == rounded(math.sqrt((20 * 0.04 + 19 * 0.08) / 39), 39)
 
 
 @pytest.mark.parametrize("largest", [0, 20])
@@ -71,11 +74,11 @@ def test_nights_before_an_alarm_and_while_a_sum_is_high_do_not_join_the_baseline
 def test_the_sums_are_those_of_page() -> None:
     scores = [3.1, 3.05, 2.9, 3.15, 3.15]
     trace = follow([*BASELINE, *scores])
-    up = down = 0.0
+    up = down = 0.0  # five sums, each with the twenty roundings of the spread
     for night, score in enumerate(scores, start=20):
         z = (score - 3.0) / SPREAD
         up, down = max(0.0, up + z - 0.75), max(0.0, down - z - 0.75)
-        assert (trace.up[night], trace.down[night]) == (pytest.approx(up), pytest.approx(down))
+        assert (trace.up[night], trace.down[night]) == (rounded(up, 100, scale=3 / SPREAD), rounded(down, 100, scale=3 / SPREAD))
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -90,7 +93,7 @@ def test_a_bad_night_never_joins_the_baseline() -> None:
     trace = follow([*BASELINE[:10], 9.0, *BASELINE[10:], 3.0], errors=[0.1])
     assert trace.jump[10] == 1
     assert trace.num_baseline[-1] == 20
-    assert trace.centre[-1] == pytest.approx(3.0)
+    assert trace.centre[-1] == rounded(3.0, 20)
 
 
 def test_a_suspicious_score_is_a_jump_alone_only_if_it_is_far_off_and_else_if_new_scores_confirm_it() -> None:
@@ -113,33 +116,34 @@ def test_a_score_that_takes_a_sum_above_its_limit_is_drawn_again_and_the_new_one
     assert alone.slow[-1] == 1, "a history whose night was not drawn again is judged by its first score"
     again = [*[math.nan] * 24, 3.0 + 0.5 * SPREAD]
     refuted = follow([*BASELINE, *rising], redrawn=again)
-    assert refuted.up[-1] == pytest.approx(4 * 1.05 + 0.5 - 0.75)
+    assert refuted.up[-1] == rounded(4 * 1.05 + 0.5 - 0.75, 100, scale=3 / SPREAD)  # five times twenty
     assert refuted.slow[-1] == 0
     assert follow([*BASELINE, *rising], redrawn=[*[math.nan] * 24, rising[-1]]).slow[-1] == 1
 
 
 def test_the_spread_is_never_less_than_the_known_standard_errors() -> None:
-    assert follow([3.0] * 21, errors=[0.1]).spread[-1] == pytest.approx(0.1)
-    assert follow([*BASELINE, 3.0], errors=[0.09]).spread[-1] == pytest.approx(SPREAD)
+    assert follow([3.0] * 21, errors=[0.1]).spread[-1] == rounded(0.1, 20)
+    assert follow([*BASELINE, 3.0], errors=[0.09]).spread[-1] == SPREAD_20
 
 
 def test_what_the_jackknife_counts_twice_is_taken_from_the_errors_of_a_complete_baseline() -> None:
     trace = follow([3.0] * 21, errors=[0.1], excess=0.004)
-    assert trace.spread[1:20] == pytest.approx(0.1)
-    assert trace.spread[20] == pytest.approx(math.sqrt(0.01 - 0.004))
-    assert follow([*BASELINE, 3.0], errors=[0.11], excess=0.004).spread[-1] == pytest.approx(SPREAD), "the scores' own is never undercut"
+    assert trace.spread[1:20] == rounded(0.1, 20)
+    assert trace.spread[20] == rounded(math.sqrt(0.01 - 0.004), 20)
+    assert follow([*BASELINE, 3.0], errors=[0.11], excess=0.004).spread[-1] == SPREAD_20, "the scores' own is never undercut"
 
 
 def test_the_excess_of_an_error_is_at_most_half_of_its_square_and_an_unknown_one_is_0() -> None:
-    assert follow([3.0] * 21, errors=[0.1], excess=0.02).spread[-1] == pytest.approx(0.1 / math.sqrt(2))
+    assert follow([3.0] * 21, errors=[0.1], excess=0.02).spread[-1] == rounded(0.1 / math.sqrt(2), 20)
     half_known = np.where(np.arange(21) % 2, 0.004, np.nan)
     trace = watch([3.0] * 21, [math.nan] * 21, [0.1] * 21, Rule(), half_known)
-    assert trace.spread[-1] == pytest.approx(math.sqrt(0.01 - 0.002))
+    assert trace.spread[-1] == rounded(math.sqrt(0.01 - 0.002), 20)
 
 
 def test_while_the_baseline_is_gathered_a_jump_is_told_with_a_wider_limit_and_no_slow_change() -> None:
     trace = follow([3.0, 3.0, 3.6], errors=[0.1])
-    assert trace.limit == pytest.approx([math.nan, 4.5 * 0.1 * math.sqrt(2), 4.5 * 0.1 * math.sqrt(1.5)], nan_ok=True)
+    assert trace.limit[1:] == rounded([4.5 * 0.1 * math.sqrt(2), 4.5 * 0.1 * math.sqrt(1.5)], 6)
+    assert np.isnan(trace.limit[0])
     assert list(trace.jump) == [0, 0, 1]
     assert not trace.up.any()
     assert not trace.down.any()

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from rounding import rounded
 
 from evaluation.monitoring import nightly
 from evaluation.monitoring.detector import Rule
@@ -82,8 +83,8 @@ def test_a_slow_regression_is_said_with_its_size_its_error_and_its_first_night()
     judgement = judge(history_of([*HEALTHY, 3.0, *[3.22] * 5]))
     assert judgement.direction == 1
     assert judgement.since == FIRST + timedelta(days=6)
-    assert judgement.change == pytest.approx(0.22)
-    assert judgement.change_error == pytest.approx(0.1 * math.sqrt(1 / 5 + 1 / 5))
+    assert judgement.change == rounded(0.22, 10, scale=3.22)  # means of five
+    assert judgement.change_error == rounded(0.1 * math.sqrt(1 / 5 + 1 / 5), 10)
     assert "worse by 0.22 ± 0.12 (95%), 3.5 standard errors, since 2026-01-07 (5 nights); the cumulative sum is" in judgement.text
 
 
@@ -286,7 +287,7 @@ def test_the_excess_of_the_nights_errors_makes_a_change_easier_to_tell() -> None
     assert judge(history_of(scores, standard_error=0.15)).direction == 0
     judgement = judge(history_of(scores, standard_error=0.15, excess=0.0125))
     assert judgement.direction == 1
-    assert judgement.trace.spread[-1] == pytest.approx(0.15 / math.sqrt(2)), "half of the variance at most"
+    assert judgement.trace.spread[-1] == rounded(0.15 / math.sqrt(2), 10), "half of the variance at most"
 
 
 def test_a_model_without_a_night_has_no_judgement(tmp_path: Path) -> None:

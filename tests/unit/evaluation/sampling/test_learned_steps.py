@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from oracles import GaussianOracle
+from rounding import U32
 from torch import Tensor
 
 from evaluation.ablations.trials.measures import sample_images
@@ -67,7 +68,8 @@ def test_large_images_are_drawn_in_parts_that_give_the_same_errors(model: Traine
     large = dataclasses.replace(model, experiment=experiment, network=network)
     batches = large.batches(16)
     whole, first, last = (step_errors(large, (1, 5, 9), torch.arange(*part), 0, batches) for part in ((20,), (16,), (16, 20)))
-    torch.testing.assert_close(whole, (0.8 * first**2 + 0.2 * last**2).sqrt())
+    # Float32 means of 20 x 256 x 256 squares, added in pairs: 21 roundings, and three of the formula here.
+    torch.testing.assert_close(whole, (0.8 * first**2 + 0.2 * last**2).sqrt(), rtol=24 * U32, atol=0)
     learn_steps(large, 2, num_images=17, batch_size=16)
     assert sizes == {16, 4, 1}
 
