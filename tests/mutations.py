@@ -46,7 +46,7 @@ def _diffusion(module: str, *mutations: tuple[str, str, str], tests: str = "") -
         "spacing": "training/config/spacing.py",
         **{
             name: f"{DIFFUSION}/samplers/{name}.py"
-            for name in ("sampler", "ancestral", "ddim", "dpm_solver_pp", "multistep", "unipc", "deis", "sde_dpm_solver_pp")
+            for name in ("sampler", "ancestral", "ddim", "dpm_solver_pp", "multistep", "unipc", "deis")
         },
     }
     return _in(
@@ -335,10 +335,14 @@ SAMPLERS = [
         ("extrapolation whatever the step", "min(h / h_before, 1.0)", "1.0"),
         ("long steps of order 3", "if then - at <= LONGEST_EXTRAPOLATION", "if then - at <= 100 * LONGEST_EXTRAPOLATION"),
         ("no step to x_0 at the end", "return prediction.x_0\n", "return x_t\n"),
+        ("noise not scaled by what a step loses", "math.sqrt(-math.expm1(-2 * self.eta**2 * h)) * noise", "self.eta * noise"),
+        ("parabola of the ODE under noise", "polynomial_weights((1 + eta**2) * h", "polynomial_weights(h"),
         tests="dpm_solver multistep",
     ),
     *_diffusion(
         "multistep",
+        ("drift of the ODE under noise", "math.expm1(-(1 + eta**2) * h)", "math.expm1(-h)"),
+        ("nothing forgotten under noise", "* math.exp(-(eta**2) * h)", ""),
         ("log signal-to-noise ratio not halved", "0.5 * (math.log(alpha_bar)", "1.0 * (math.log(alpha_bar)"),
         ("moments of short steps", "(m + 1 + j)", "(m + 2 + j)"),
         ("moments of long steps", "1.0 - degree / h", "1.0 + degree / h"),
@@ -355,12 +359,6 @@ SAMPLERS = [
         "deis",
         ("history not used", "self.num_visits = order - 1", "self.num_visits = 0"),
         ("integral over the whole history", "u[first:], rho[first:]", "u, rho"),
-        tests="multistep",
-    ),
-    *_diffusion(
-        "sde_dpm_solver_pp",
-        ("noise not scaled", "sigma * math.sqrt(fresh)", "sigma"),
-        ("drift as the ODE's", "-math.expm1(-2 * h)", "-math.expm1(-h)"),
         tests="multistep",
     ),
     *_diffusion(

@@ -46,14 +46,17 @@ SAMPLERS = {
     "DDIM, eta 0.5": SamplingConfig(method="ddim", eta=0.5),
     "DPM-Solver++ 2M": SamplingConfig(method="dpm_solver_pp"),
     "DPM-Solver++ 3M": SamplingConfig(method="dpm_solver_pp", order=3),
+    "DPM-Solver++ 2M, eta 0.5": SamplingConfig(method="dpm_solver_pp", eta=0.5),
+    "DPM-Solver++ 3M, eta 0.5": SamplingConfig(method="dpm_solver_pp", order=3, eta=0.5),
     "SDE-DPM-Solver++ 2M": SamplingConfig(method="sde_dpm_solver_pp"),
+    "SDE-DPM-Solver++ 3M": SamplingConfig(method="sde_dpm_solver_pp", order=3),
     "UniPC-2": SamplingConfig(method="unipc"),
     "UniPC-3": SamplingConfig(method="unipc", order=3),
     "tAB2-DEIS": SamplingConfig(method="deis", order=3),
 }
 SPACINGS = {"even": "{}", "learned": "learned:{}"}
 GOALS = {5: 1.5, 10: 1.1}
-MARKERS = "os^DvP*Xphd<>"
+MARKERS = "os^DvP*Xphd<>H8p1"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -259,7 +262,7 @@ def figure(draws: Sequence[Draw]) -> str:
 def _model_and_reference(arguments: argparse.Namespace) -> tuple[TrainedModel, ReferenceStatistics]:
     if arguments.checkpoint:
         return load_model(arguments.checkpoint, arguments.weights or None), load_reference(arguments.reference)
-    model, data_uri = trained_model(arguments.scratch, num_steps=1600)
+    model, data_uri = trained_model(arguments.scratch, num_steps=1600, seed=arguments.training_seed)
     extractor = load_extractor(model.experiment.evaluation.extractor)
     return model, compute_reference(f"{data_uri}/train", extractor, str(arguments.scratch / "references"))
 
@@ -270,6 +273,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", default="", help="A finished checkpoint; empty trains the demo's model.")
     parser.add_argument("--weights", default="", help="Its weights, such as ema_0.995; empty takes the experiment's first average.")
     parser.add_argument("--reference", default="", help="Statistics of its data: a file of `iddpm reference` or of a run.")
+    parser.add_argument("--training-seed", type=int, default=0, help="Seed of the demo's model that is trained here.")
     parser.add_argument("--num-images", type=int, default=0, help="Images of each set; 0 takes the experiment's full protocol.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int, nargs="+", default=[5, 10, 20])

@@ -258,9 +258,9 @@ class SamplingConfig:
         spacing: The timesteps that are visited: "250" (uniform), "ddim50", "10,10,5" (section counts),
             "nll:100" (supplement section 5), "t:0,5,10" (an explicit list) or "learned:10" (ten that are chosen for the checkpoint;
             not for scores in training). Empty visits all of them.
-        eta: DDIM's stochasticity; 0 is deterministic.
+        eta: Noise of a step of "ddim" or "dpm_solver_pp", in [0, 1]; 0 is deterministic. "sde_dpm_solver_pp" is "dpm_solver_pp" with 1.
         clip_denoised: Clamp the predicted x_0 to [-1, 1] at every step.
-        order: Order of the multistep methods ("dpm_solver_pp", "unipc", "deis": 1 to 3; "sde_dpm_solver_pp": 1 or 2).
+        order: Order of the multistep methods ("dpm_solver_pp", "sde_dpm_solver_pp", "unipc" and "deis"): 1 to 3.
         unipc_variant: UniPC's function B(h): "B1" is h, "B2" is 1 - e^-h. It matters where a step has one difference to go by.
         dynamic_threshold: Clamp the predicted x_0 at this quantile of its absolute values, if that is above 1, and divide by it, in
             [0, 1]; 0 clamps at 1. Imagen has 0.995.
@@ -289,10 +289,16 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         require(0.0 <= self.eta <= 1.0, "eta", f"must be in [0, 1], got {self.eta}")
-        require(self.method == "ddim" or self.eta == 0.0, "eta", f"only 'ddim' has an eta; method is {self.method!r}")
-        highest = {"dpm_solver_pp": 3, "unipc": 3, "deis": 3, "sde_dpm_solver_pp": 2}.get(self.method)
-        require(highest is not None or self.order == 2, "order", f"{self.method!r} is no multistep method; leave the order out")
-        require(highest is None or self.order <= highest, "order", f"{self.method!r} has the orders 1 to {highest}, got {self.order}")
+        require(
+            self.method in ("ddim", "dpm_solver_pp") or self.eta == 0.0,
+            "eta",
+            f"only 'ddim' and 'dpm_solver_pp' have an eta; method is {self.method!r}",
+        )
+        require(
+            self.method not in ("ancestral", "ddim") or self.order == 2,
+            "order",
+            f"{self.method!r} is no multistep method; leave the order out",
+        )
         require(
             self.method == "unipc" or self.unipc_variant == "B2", "unipc_variant", f"only 'unipc' has variants; method is {self.method!r}"
         )

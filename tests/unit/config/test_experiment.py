@@ -84,7 +84,7 @@ def test_a_list_that_was_set_can_be_set_to_no_value_again(nothing: str) -> None:
         ("diffusion.objective=simple", r"diffusion\.variance: L_simple has no gradient for a learned variance"),
         ("diffusion.num_timesteps=20", r"evaluation\.sampling\.spacing"),
         ("evaluation.sampling.spacing=ddim60", r"evaluation\.sampling\.spacing: no integer stride .*ddim59 and ddim63"),
-        ("evaluation.sampling.eta=0.5", r"only 'ddim' has an eta"),
+        ("evaluation.sampling.eta=0.5", r"only 'ddim' and 'dpm_solver_pp' have an eta"),
         ("evaluation.sampling.spacing=learned:1001", r"evaluation\.sampling\.spacing: .* asks for 1001 of 1000"),
         ("evaluation.scoring_sampling.spacing=learned:10", r"evaluation\.scoring_sampling\.spacing: .* belong to one checkpoint"),
         ("evaluation.sampling.guidance_scale=2", r"^evaluation\.sampling\.guidance_scale: the model was trained with every label"),

@@ -14,12 +14,11 @@ from rounding import U32, U64
 from torch import Tensor
 
 from training.config.experiment import DiffusionConfig, MultistepOrder, SamplingConfig, UniPCVariant
-from training.diffusion.process import Denoiser, GaussianProcess, make_process
+from training.diffusion.process import Denoiser, GaussianProcess, ModelPrediction, make_process
 from training.diffusion.samplers.deis import DEIS
 from training.diffusion.samplers.dpm_solver_pp import DPMSolverPP
 from training.diffusion.samplers.multistep import half_log_snr, polynomial_weights
-from training.diffusion.samplers.sampler import Sampler, Visits, make_sampler, sample_loop
-from training.diffusion.samplers.sde_dpm_solver_pp import SDEDPMSolverPP
+from training.diffusion.samplers.sampler import Sampler, Visit, Visits, make_sampler, sample_loop
 from training.diffusion.samplers.unipc import UniPC
 
 ORDERS: tuple[MultistepOrder, ...] = (1, 2, 3)
@@ -108,7 +107,30 @@ def test_deis_in_log_rho_takes_the_steps_of_diffusers(order: MultistepOrder) -> 
 @pytest.mark.parametrize("order", [1, 2])
 def test_sde_dpm_solver_pp_takes_the_steps_of_diffusers(order: MultistepOrder) -> None:
     scheduler = theirs("DPMSolverMultistepScheduler", solver_order=order, algorithm_type="sde-dpmsolver++")
-    _compare(SDEDPMSolverPP(order), scheduler, stochastic=True)
+    _compare(DPMSolverPP(order, eta=1.0), scheduler, stochastic=True)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("order", [1, 3])
+def test_a_step_with_noise_is_the_predictor_of_diffusers_sa_solver(order: MultistepOrder, eta: float) -> None:
+    """Its order 2 has another straight line than DPM-Solver++, for which the tests above stand."""
+    scheduler = theirs("SASolverScheduler", predictor_order=order)
+    process = make_process(FIXED, GRID)
+    for k in range(1, len(GRID) - order + 1):
+        x, z, *x_0s = (noise(6, 3, 8, 8, seed=10 * k + i) for i in range(order + 2))
+        visits = tuple(Visit(x, predicted(x_0)) for x_0 in x_0s[1:])
+        actual = DPMSolverPP(order, eta).move(process, x, k, predicted(x_0s[0]), z, visits)
+        scheduler.model_outputs, scheduler._step_index = x_0s[::-1], len(GRID) - 1 - k
+        expected = scheduler.stochastic_adams_bashforth_update(
+            x_0s[0], sample=x, noise=z, order=order, tau=torch.tensor(eta, dtype=torch.float64)
+        )
+        # Both round a weight, a product and four sums, of numbers up to 5 whose weights add up to at most 3.2.
+        torch.testing.assert_close(actual, expected, rtol=0, atol=2 * 6 * 5 * 3.2 * U32)
+
+
+def predicted(x_0: Tensor) -> ModelPrediction:
+    """A prediction of which a multistep method reads x_0 alone."""
+    return ModelPrediction(x_0=x_0, eps=x_0, mean=x_0, log_variance=x_0)
 
 
 def test_dynamic_thresholding_is_that_of_diffusers() -> None:
@@ -143,7 +165,7 @@ def flow_error(sampler: Sampler, num_steps: int) -> float:
     return float((our_path(sampler, process, oracle, x)[-2] - exact).abs().max())
 
 
-def variance_error(order: MultistepOrder, num_steps: int) -> float:
+def variance_error(order: MultistepOrder, eta: float, num_steps: int) -> float:
     """Relative error of the variance of the images that the reverse SDE draws of Gaussian data.
 
     All steps are linear there, so the variance is the sum of the squared answers to one unit of noise: in the start, and in each step.
@@ -153,13 +175,14 @@ def variance_error(order: MultistepOrder, num_steps: int) -> float:
     clean, noisy = (float(alpha_bar * std**2 + 1 - alpha_bar) for alpha_bar in process.alpha_bars[[0, -1]])
     units = torch.eye(num_steps + 1)
     start, *noises = units.reshape(num_steps + 1, num_steps + 1, 1, 1, 1)
-    drawn = our_path(SDEDPMSolverPP(order), process, GaussianOracle(process, std=std), noisy**0.5 * start, [*noises, start])[-2]
+    drawn = our_path(DPMSolverPP(order, eta), process, GaussianOracle(process, std=std), noisy**0.5 * start, [*noises, start])[-2]
     return abs(float(drawn.double().square().sum()) / clean - 1)
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_the_variance_that_the_sde_draws_is_as_exact_as_the_order_of_the_method(order: MultistepOrder) -> None:
-    coarse, fine = (variance_error(order, num_steps) for num_steps in (40, 80))
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_variance_that_the_sde_draws_is_as_exact_as_the_order_of_the_method(order: MultistepOrder, eta: float) -> None:
+    coarse, fine = (variance_error(order, eta, num_steps) for num_steps in (40, 80))
     assert order - 0.55 < math.log2(coarse / fine) < order + 0.45
 
 
@@ -209,6 +232,7 @@ def test_a_sampler_is_made_with_the_settings_of_its_config() -> None:
         (SamplingConfig(method="unipc", order=3, unipc_variant="B1"), "UniPC-3, B1"),
         (SamplingConfig(method="deis", order=3), "tAB2-DEIS"),
         (SamplingConfig(method="dpm_solver_pp", order=3), "DPM-Solver++ (3M)"),
+        (SamplingConfig(method="dpm_solver_pp", eta=0.5), "DPM-Solver++ (2M), eta 0.5"),
         (SamplingConfig(method="sde_dpm_solver_pp", order=1), "SDE-DPM-Solver++ (1M)"),
     ]:
         assert make_sampler(config).description == description

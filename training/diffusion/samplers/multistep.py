@@ -5,7 +5,13 @@ probability-flow ODE from step s to the less noisy step t has the exact solution
 
     x_t = sigma_t / sigma_s x_s + sigma_t integral_{lambda_s}^{lambda_t} e^lambda x_0(lambda) d lambda,
 
-where x_0(lambda) is the network's prediction along the path.
+where x_0(lambda) is the network's prediction along the path. A reverse SDE with eta times the noise of the usual one has the same images
+at each step. With h = lambda_t - lambda_s and c = 1 + eta^2 its solution is
+
+    x_t = sigma_t / sigma_s e^{-eta^2 h} x_s + alpha_t integral_0^h c e^{c (tau - h)} x_0(lambda_s + tau) d tau
+          + sigma_t sqrt(1 - e^{-2 eta^2 h}) z,
+
+where z is N(0, 1). Source: Xue et al. 2023, "SA-Solver", proposition 4.1, whose tau is eta here.
 """
 
 from __future__ import annotations
@@ -46,7 +52,11 @@ def _moment(h: float, m: int) -> float:
     return value
 
 
-def exponential_step(x: Tensor, x_0: Tensor, alpha_bar: float, alpha_bar_next: float) -> Tensor:
-    """Return the first-order solution, sigma' / sigma x - alpha' (e^{-h} - 1) x_0, which is DDIM's step."""
+def exponential_step(x: Tensor, x_0: Tensor, alpha_bar: float, alpha_bar_next: float, eta: float = 0.0) -> Tensor:
+    """Return the first-order solution without its noise, sigma' / sigma e^{-eta^2 h} x - alpha' (e^{-c h} - 1) x_0.
+
+    With eta = 0 that is DDIM's step.
+    """
     h = half_log_snr(alpha_bar_next) - half_log_snr(alpha_bar)
-    return math.sqrt((1 - alpha_bar_next) / (1 - alpha_bar)) * x - math.sqrt(alpha_bar_next) * math.expm1(-h) * x_0
+    kept = math.sqrt((1 - alpha_bar_next) / (1 - alpha_bar)) * math.exp(-(eta**2) * h)
+    return kept * x - math.sqrt(alpha_bar_next) * math.expm1(-(1 + eta**2) * h) * x_0
