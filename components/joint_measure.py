@@ -12,7 +12,7 @@ def joint_measure(items: List[Dict[str, Any]], resources: str) -> str:  # noqa: 
     """Measure an ensemble or a cascade of the trials, if the ablation has one; otherwise do nothing.
 
     Args:
-        items: The plan.
+        items: The trials; see `components.ablations.directory.loop_item`.
         resources: Resources of the stage; see `components.launch.resources`.
 
     Returns:

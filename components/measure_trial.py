@@ -19,7 +19,7 @@ def measure_trial(
 
     Args:
         metrics: The reported numbers, if the trial has them.
-        item: The trial's item of the plan.
+        item: The trial; see `components.ablations.directory.loop_item`.
         run_uri: The run's directory.
         pipeline_run_id: ID of this run of the pipeline.
         resources: Resources of the stage; see `components.launch.resources`.

@@ -37,9 +37,10 @@ def plan_ablation(
         pipeline_run_id: ID of this run of the pipeline.
 
     Returns:
-        One item for each trial, with all that its steps need: inside a loop kfp.local takes the output of any other step
-        for the loop's item. No field may be called `name`: kfp would lose it.
+        An item for each trial, see `components.ablations.directory.loop_item`: inside a loop kfp.local takes the output of any
+        other step for the loop's item. No field may be called `name`: kfp would lose it.
     """
+    from components.ablations.directory import loop_item
     from components.ablations.planning import plan
     from components.launch.logs import pipeline_log_stored
     from evaluation.ablations.definitions.request import from_form
@@ -52,4 +53,4 @@ def plan_ablation(
         found: list[Any] = storage.retry(
             lambda: plan(request, storage_root_uri, tracking_experiment, data_uri=data_uri, pipeline_run_id=pipeline_run_id)
         )
-        return found
+        return [loop_item(item) for item in found]

@@ -18,7 +18,7 @@ def train_trial(
     """Train a trial as the train step trains an experiment, unless it is done, or find the run that it evaluates.
 
     Args:
-        item: The trial's item of the plan.
+        item: The trial; see `components.ablations.directory.loop_item`.
         storage_root_uri: The storage root.
         tracking_experiment: MLflow experiment.
         pipeline_run_id: ID of this run of the pipeline.
@@ -27,16 +27,16 @@ def train_trial(
     Returns:
         URI of the run's directory.
     """
+    from components.ablations.directory import experiment_of
     from components.ablations.steps import train_trial
     from components.launch.run import run_step
     from components.steps.registry import TRAIN
-    from training.config.presets import preset
 
     def train(trial_run_id: str) -> str:
         uri: str = run_step(
             TRAIN,
             {
-                "experiment": preset(item["experiment_preset"], item["overrides"]).to_json(),
+                "experiment": experiment_of(item).to_json(),
                 "data_uri": item["data_uri"],
                 "reference_uri": item["reference_uri"],
                 "storage_root_uri": storage_root_uri,

@@ -5,6 +5,7 @@ A client needs kfp for this, but not torch, Ray or MLflow.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import re
@@ -74,6 +75,7 @@ def compiled(name: str) -> str:
             definition["description"] += f" {describe_resources()}"
         if parameter == "data_options":
             definition["description"] += f" {describe_data_options()}"
+    _leave_out_prose(documents[0])
     text = yaml.safe_dump_all(documents, sort_keys=True, width=140, allow_unicode=True)
     check(text)
     return text
@@ -107,6 +109,33 @@ def specification(pipeline: Any) -> list[dict[str, Any]]:
         path = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline, str(path))
         return parse_documents(path.read_text(encoding="utf-8"))
+
+
+def _leave_out_prose(spec: dict[str, Any]) -> None:
+    """Leave out the docstrings of the steps and the descriptions of their inputs, which the UI does not show; the form's stay.
+
+    Argo stores them once more with each step of a run, and Kubernetes stores 1 MiB of a run.
+    """
+    for component in spec["components"].values():
+        for kind in ("inputDefinitions", "outputDefinitions"):
+            for definitions in component.get(kind, {}).values():
+                for definition in definitions.values():
+                    definition.pop("description", None)
+    for executor in spec["deploymentSpec"]["executors"].values():
+        container = executor.get("container", {})
+        container["command"] = [_without_docstring(word) for word in container.get("command", [])]
+
+
+def _without_docstring(word: str) -> str:
+    """Return the source of a step without its docstring; another word of its command as it is."""
+    if "\ndef " not in word:
+        return word
+    function = next(node for node in ast.parse(word).body if isinstance(node, ast.FunctionDef))
+    first = function.body[0]
+    if ast.get_docstring(function) is None or first.end_lineno is None:
+        return word
+    lines = word.splitlines(keepends=True)
+    return "".join(lines[: first.lineno - 1] + lines[first.end_lineno :])
 
 
 def local_specification(pipeline: Any) -> dict[str, Any]:

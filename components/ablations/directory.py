@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,11 @@ from evaluation.ablations.definitions.ablation import Trial
 from evaluation.ablations.definitions.request import AblationRequest
 from training import storage
 from training.config.errors import UserError
+from training.config.experiment import Experiment
+from training.config.presets import preset
 
 PLAN = "plan.json"
+_EXPERIMENT = ("experiment_preset", "overrides")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +23,7 @@ class Plan:
     """The plan of an ablation, which its steps share.
 
     Attributes:
-        items: One for each trial: all that the steps of a trial need, as the pipeline's loop hands it to them.
+        items: One for each trial: all that the steps of a trial need.
         parent_run_id: The ablation's run in MLflow.
         parent_url: The page of that run.
         values: Label -> short name -> value of what the ablation varies; for a run that the user named, its own values.
@@ -47,6 +51,21 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, "request": self.request.to_dict()}
+
+
+def loop_item(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a pipeline's loop hands to the steps of a trial: its item of the plan, without the experiment.
+
+    An experiment can have any number of overrides, and Argo stores the item some eight times; Kubernetes stores 1 MiB of a run.
+    """
+    return {name: value for name, value in item.items() if name not in _EXPERIMENT}
+
+
+def experiment_of(item: Mapping[str, Any]) -> Experiment:
+    """Return the experiment of a trial from the plan, for a step that got its item from a loop."""
+    label = item["label"]
+    planned = next(each for each in read_plan(item["ablation_uri"]).items if each["label"] == label)
+    return preset(planned["experiment_preset"], planned["overrides"])
 
 
 def ablation_uri(request: AblationRequest, storage_root_uri: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from components.ablations.directory import Plan, ablation_uri, read_plan
+from components.ablations.directory import Plan, ablation_uri, experiment_of, loop_item, read_plan
 from components.ablations.tracking import ORDER_METRIC, TrialTracking, open_parent
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import record_uri
@@ -102,6 +102,9 @@ def test_in_the_pipeline_a_failed_trial_is_named_takes_no_other_down_and_alone_r
     told = storage.read_json(f"{uri}/table.json")
     assert told["failed"] == []
     assert [row["distance"] > 0 for row in told["rows"]] == [True, True]
+    for item, trial in zip(read_plan(uri).items, request.trials(), strict=True):
+        assert experiment_of(loop_item(item)) == trial.experiment
+        assert not any(override in str(loop_item(item)) for override in _FAST), "Argo would store them with each step"
     _check_the_trials_in_mlflow(name, request)
 
 

@@ -1,5 +1,6 @@
 """The compiled pipelines: as committed, as a server parses them, and as this project promises."""
 
+import ast
 import copy
 import dataclasses
 import functools
@@ -21,7 +22,7 @@ from components.steps.webhook import SECRET_KEYS
 from evaluation.ablations.definitions import paper as ablations
 from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
 from pipelines.ablation import parallel_trials
-from pipelines.compile import PIPELINES, compile_all, compiled, kubernetes_manifests, load, local_specification
+from pipelines.compile import PIPELINES, compile_all, compiled, kubernetes_manifests, load, local_specification, specification
 from pipelines.compile_checks import MAX_BYTES, CompileError, check, parse_documents
 from training.config import presets
 from training.storage import StorageError
@@ -206,6 +207,21 @@ def test_a_form_has_at_most_fifteen_parameters_each_of_which_explains_itself(nam
         assert all(each.name in described for each in dataclasses.fields(StageResources))
         assert '{"profile": "8xgpu"' in described
         read_resources(parameters[stage]["defaultValue"], stage=stage.removesuffix("_resources"))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_step_carries_its_program_without_what_explains_it(name: str, texts: dict[str, str]) -> None:
+    """Argo stores it with each step of a run. The program is that of the source, but for the docstring."""
+    spec = parse(texts[name])[0]
+    original = specification(load(name))[0]
+    assert "description" not in str(spec["components"])
+    for label, executor in spec["deploymentSpec"]["executors"].items():
+        program, source = (each["container"]["command"][-1] for each in (executor, original["deploymentSpec"]["executors"][label]))
+        assert len(program) < len(source)
+        function, whole = (next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)) for text in (program, source))
+        assert ast.get_docstring(whole)
+        assert [ast.dump(node) for node in function.body] == [ast.dump(node) for node in whole.body[1:]]
+        assert ast.dump(function.args) == ast.dump(whole.args)
 
 
 @pytest.mark.parametrize("name", PIPELINES)

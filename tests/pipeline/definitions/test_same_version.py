@@ -56,10 +56,10 @@ def test_every_step_of_every_pipeline_is_the_image_s_and_one_with_an_argument_mo
     [
         ('"pipeline_run_id": pipeline_run_id,', "", False),
         ("return uri", "return uri + '/'", False),
-        (') -> str:\n    """Train', ') -> int:\n    """Train', False),
+        (") -> str:\n", ") -> int:\n", False),
         ('force_from: str = ""', 'force_from: str = "train"', False),
         ("    return uri", "    # no longer said\n\n    return (uri)", True),
-        ("Train the experiment", "Learn the experiment", True),
+        (") -> str:\n", ') -> str:\n    """A docstring."""\n', True),
     ],
 )
 def test_what_a_step_takes_does_and_returns_counts_and_its_comments_do_not(
