@@ -249,7 +249,8 @@ def one_of_two_ranks(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_workers_train_what_one_worker_trains_interrupted_or_not(tmp_path: Path) -> None:
-    ranks = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # pytest adds the folders of tests
+    ranks = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     two = torch.load(tmp_path / "rank0.pt")
     one = Record()
