@@ -5,13 +5,13 @@ probability-flow ODE from step s to the less noisy step t has the exact solution
 
     x_t = sigma_t / sigma_s x_s + sigma_t integral_{lambda_s}^{lambda_t} e^lambda x_0(lambda) d lambda,
 
-where x_0(lambda) is the network's prediction along the path. A reverse SDE with eta times the noise of the usual one has the same images
-at each step. With h = lambda_t - lambda_s and c = 1 + eta^2 its solution is
+where x_0(lambda) is the network's prediction along the path. A reverse SDE with eta times the noise of the usual one has the same
+distribution of x_t at each step. With h = lambda_t - lambda_s and c = 1 + eta^2 its solution is
 
     x_t = sigma_t / sigma_s e^{-eta^2 h} x_s + alpha_t integral_0^h c e^{c (tau - h)} x_0(lambda_s + tau) d tau
           + sigma_t sqrt(1 - e^{-2 eta^2 h}) z,
 
-where z is N(0, 1). Source: Xue et al. 2023, "SA-Solver", proposition 4.1, whose tau is eta here.
+where z is N(0, 1). Source: Xue et al. 2023, "SA-Solver", whose tau is eta here.
 """
 
 from __future__ import annotations
