@@ -99,6 +99,16 @@ def test_adm_resizes_before_it_converts_a_palette_as_the_released_loader_does():
     assert np.array_equal(one(encode(palette), 64, "adm"), np.asarray(after))
 
 
+@pytest.mark.parametrize("shape", [(1, 100), (100, 1)])
+def test_a_narrow_image_that_adm_would_enlarge_beyond_the_limit_is_refused(shape):
+    data = encode(np.zeros((*shape, 3), dtype=np.uint8))
+    options = {"allow_upscale": True, "max_pixels": 8 * 800}
+    assert one(data, 8, "adm", **options).shape == (8, 8, 3)
+    with pytest.raises(ImageError, match=r"which 'adm' would enlarge to over 6,400 pixels; crop it, or take resize 'area'"):
+        one(data, 9, "adm", **options)
+    assert one(data, 9, "area", **options).shape == (9, 9, 3), "it crops first"
+
+
 def test_adm_brightens_and_area_does_not():
     # Field note: Pillow rounds half up, half a level for each box halving.
     noise = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)

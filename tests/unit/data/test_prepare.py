@@ -521,6 +521,19 @@ def test_a_manifest_that_was_edited_does_not_pass(damaged):
         read_manifest(str(damaged))
 
 
+@pytest.mark.parametrize("name", ["../precious", "/precious", "..", ""])
+def test_a_manifest_whose_shard_is_a_path_leads_no_reader_out_of_its_directory(damaged, tmp_path, name):
+    value = json.loads((damaged / "manifest.json").read_text())
+    precious = tmp_path / "precious"
+    precious.write_text("work of years")
+    value["shards"][0]["file"] = str(precious) if name == "/precious" else name
+    (damaged / "manifest.json").write_text(json.dumps(value))
+    for find in (lambda: load(damaged, tmp_path), lambda: verify(str(damaged))):
+        with pytest.raises(UserError, match="which is no name of a file; the manifest is damaged"):
+            find()
+    assert precious.exists()
+
+
 def test_an_unlabelled_data_set_has_no_labels(folder, tmp_path):
     source = open_splits(str(folder), SourceOptions(labels="none"))["train"]
     prepare(source, str(tmp_path / "data"), image_size=16)

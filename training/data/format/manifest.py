@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +153,10 @@ def _parse_manifest(text: bytes, uri: str, remedy: str) -> Manifest:
         manifest: Manifest = validate(Manifest, value)
     except UserError as error:
         raise damaged(str(error)) from error
+    # Readers copy a shard to a file of this name, and delete the copy: a path would lead them out of their directory.
+    path = next((shard.file for shard in manifest.shards if not re.fullmatch(r"\w[\w.-]*", shard.file)), None)
+    if path is not None:
+        raise damaged(f"shards has {path!r}, which is no name of a file")
     # Readers allocate memory for as many rows as the manifest declares, so its numbers must agree.
     agreements = {
         "num_images": manifest.num_images == sum(shard.num_rows for shard in manifest.shards) > 0,

@@ -130,6 +130,11 @@ def prepare_image(
     if mode == "adm":  # resizes before it converts, and ignores the orientation
         image = load(open_image(io.BytesIO(data), max_pixels)) if isinstance(data, bytes) else to_image(data)
         upscaled = tuple(check_size(*image.size, size, mode, allow_upscale=allow_upscale) for size in sizes)
+        # It enlarges the whole image before the crop, so that a narrow one grows beyond any memory.
+        if any(upscaled) and image.width * image.height * (max(sizes) / min(image.size)) ** 2 > max_pixels:
+            raise ImageError(
+                f"is {image.width}x{image.height}, which 'adm' would enlarge to over {max_pixels:,} pixels; crop it, or take resize 'area'"
+            )
         return PreparedImage(tuple(to_pixels(resize_adm(image, size), channels) for size in sizes), upscaled)
     if isinstance(data, bytes):
         reduced_size = max(sizes) if reduced_decode else 0
