@@ -87,15 +87,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = RandomImages(experiment, device)
         hooks = Hooks(log=lambda step, metrics: last.update(metrics))
         trainer = Trainer(experiment, resources, source, device=device, rank=rank, world_size=world_size, hooks=hooks)
+        if options.warmup:
+            trainer.train(options.warmup)
+        started = time.perf_counter()
+        trainer.train(options.warmup + options.steps)
+        seconds = time.perf_counter() - started
+        trainer.close()
     except (UserError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    if options.warmup:
-        trainer.train(options.warmup)
-    started = time.perf_counter()
-    trainer.train(options.warmup + options.steps)
-    seconds = time.perf_counter() - started
-    trainer.close()
     if rank == 0:
         images = options.steps * experiment.optim.global_batch_size
         report = {

@@ -109,6 +109,9 @@ class RankZeroHooks:
     def go_back_to(self, step: int) -> None:
         """Forget the checkpoints after `step`, which are removed, and let the metrics of the steps that follow replace the earlier ones."""
         self._saved_steps = {saved for saved in self._saved_steps if saved <= step}
+        # A score after it is of a checkpoint that was saved while training diverged: the next one of that step gets its own.
+        self._scored_steps = {scored for scored in self._scored_steps if scored <= step}
+        self._pending = {scored: future for scored, future in self._pending.items() if scored <= step}
         if self._tracked is not None:
             self._tracked.abandon_metrics_after(step)
 

@@ -21,9 +21,10 @@ class SystemMetrics:
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-        self._collectors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]  # type: ignore[no-untyped-call]
-        with contextlib.suppress(Exception):  # raised, in one form or another, where there is no GPU
-            self._collectors.append(GPUMonitor())  # type: ignore[no-untyped-call]
+        self._collectors: list[Any] = []
+        for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
+            with contextlib.suppress(Exception):  # raised, in one form or another, where there is no network or no GPU
+                self._collectors.append(kind())
         self._collect()  # the processor's use is counted from here
         self._read_at = time.monotonic()
 
@@ -37,7 +38,8 @@ class SystemMetrics:
     def _collect(self) -> dict[str, float]:
         values: dict[str, float] = {}
         for collector in self._collectors:
-            collector.clear_metrics()
-            collector.collect_metrics()
-            values |= {f"system/{name}": float(value) for name, value in collector.aggregate_metrics().items()}
+            with contextlib.suppress(Exception):  # training goes on without what can't be read
+                collector.clear_metrics()
+                collector.collect_metrics()
+                values |= {f"system/{name}": float(value) for name, value in collector.aggregate_metrics().items()}
         return values

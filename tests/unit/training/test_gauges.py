@@ -30,6 +30,21 @@ def test_the_machine_is_measured_by_mlflows_collectors_and_not_too_often(monkeyp
     assert all(isinstance(value, float) for value in values.values())
 
 
+def test_a_machine_of_which_a_part_can_not_be_read_is_measured_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.net_io_counters", lambda: None)  # as on a machine without a network interface
+    metrics = SystemMetrics()
+    monkeypatch.setattr(system_metrics, "_SECONDS_BETWEEN_READINGS", 0.0)
+    assert {"system/disk_usage_percentage", "system/cpu_utilization_percentage"} <= metrics.read().keys()
+
+    def fail(path: str) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("psutil.disk_usage", fail)
+    values = metrics.read()
+    assert "system/cpu_utilization_percentage" in values
+    assert not any(name.startswith(("system/disk", "system/network")) for name in values)
+
+
 def test_a_training_on_the_processor_of_a_machine_with_a_gpu_has_the_processors_memory_and_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")

@@ -293,6 +293,20 @@ def test_a_checkpoint_that_a_rollback_removed_takes_no_place_among_the_latest(tm
     assert checkpoint.steps(str(tmp_path)) == [10, 20, 30]
 
 
+@pytest.mark.parametrize("is_scored", [True, False])
+def test_a_checkpoint_that_is_trained_again_after_a_rollback_is_scored_again(tmp_path: Path, is_scored: bool) -> None:
+    """A stop saved that of step 20 while training diverged; the next attempt scored it, or began to."""
+    save(tmp_path, 10, 20)
+    pool = Pool()
+    side = hooks_of(tmp_path, Scores([10, 20] if is_scored else [10]), pool)
+    checkpoint.remove(str(tmp_path), [20])
+    side.go_back_to(10)
+    pool.submitted.clear()
+    save_by(side, 20)
+    assert list(pool.submitted) == [20]
+    side.close()
+
+
 @pytest.mark.parametrize("has_scorer", [True, False])
 def test_a_range_of_workers_is_one_for_each_gpu_of_a_node(has_scorer: bool) -> None:
     asked = scaling(Resources(num_workers=32, min_workers=1, num_gpus_per_worker=1), has_scorer=has_scorer)

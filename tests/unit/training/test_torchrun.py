@@ -89,3 +89,9 @@ def test_no_steps_to_time_is_an_error(words: tuple[str, str], capsys: pytest.Cap
 def test_a_wrong_override_is_one_line_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--preset", "digits-hybrid-cosine", "--set", "model.dropout=2"]) == 2
     assert capsys.readouterr().err.strip() == "error: model.dropout: must be in [0, 1), got 2.0"
+
+
+def test_a_training_that_diverges_is_one_line_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--steps", "12", "--warmup", "0", "--set", "optim.learning_rate=1e30"]) == 2
+    error = "the gradient was not finite for 10 updates in a row before step 12; try a lower optim.learning_rate or optim.grad_clip_norm=1"
+    assert capsys.readouterr().err.strip() == f"error: {error}"
