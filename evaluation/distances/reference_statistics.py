@@ -295,18 +295,33 @@ def import_statistics(foreign_uri: str, out_uri: str, provenance: Provenance) ->
         provenance: The data set and the extractor, which the file does not record; see `provenance_of`.
 
     Raises:
-        UserError: The file is no npz with statistics, or it records a provenance of its own.
+        UserError: The file is no npz with statistics, or it records a provenance of its own; its numbers are not finite, or its covariance
+            can't be of so few images.
     """
     foreign = load_reference(foreign_uri)
     if foreign.provenance is not None:
         origin = f"{foreign.provenance.data_name}, {foreign.provenance.extractor}"
         raise UserError(f"{foreign_uri} records its provenance already: {origin}; use it as it is")
+    if not bool(torch.isfinite(foreign.features.mean.sum() + foreign.features.covariance.sum())):
+        raise UserError(f"{foreign_uri}: mu or sigma is not finite; fetch the file again")
+    rank = _rank(foreign.features.covariance)
+    if provenance.num_images <= rank:  # it bounds the rank, so that every distance to the statistics would be too large
+        raise UserError(
+            f"{foreign_uri}: sigma has rank {rank:,}, which takes more than {provenance.num_images:,} images; declare the number of images "
+            "that it was computed from"
+        )
     features = dataclasses.replace(foreign.features, num_images=provenance.num_images)
     images_uri = foreign.images_uri
     if images_uri and not storage.is_s3(images_uri):
         images_uri = str(storage.local_path(images_uri).absolute())  # the statistics may be read from another working directory
     save_reference(out_uri, features, provenance, spatial=foreign.spatial, images_uri=images_uri)
     return load_reference(out_uri)
+
+
+def _rank(covariance: Tensor) -> int:
+    """Return the number of eigenvalues that are above the rounding of float32, in which a file may store the covariance."""
+    values = torch.linalg.eigvalsh(covariance)
+    return int((values > torch.finfo(torch.float32).eps * covariance.norm()).sum())
 
 
 def provenance_of(manifest: Manifest, extractor: ExtractorId | FeatureExtractor) -> Provenance:

@@ -126,10 +126,8 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
 def _check_metrics(
     options: EvaluationOptions, model: TrainedModel, extractor: FeatureExtractor, reference: ReferenceStatistics
 ) -> frozenset[str]:
-    knows_labels = extractor.name == "digits-classifier" and model.num_classes > 0
-    default = ("label_agreement",) if knows_labels else ()
     chosen = _chosen_metrics(options, model.experiment)
-    metrics = parse_metrics(default if chosen is None else chosen)
+    metrics = parse_metrics(default_metrics(extractor.name, model.num_classes) if chosen is None else chosen)
     _require_network(metrics, extractor, model.num_classes, model.description)
     if "sfid" in metrics and reference.spatial is None:
         raise UserError(f"{reference.uri} has no spatial statistics (mu_s, sigma_s), which the sFID needs; compute it again")
@@ -140,6 +138,11 @@ def _check_metrics(
             "bring them back, or adopt the reference again where they are"
         )
     return metrics
+
+
+def default_metrics(extractor: str, num_classes: int) -> tuple[str, ...]:
+    """Return the metrics of an evaluation where neither its options nor the experiment name any."""
+    return ("label_agreement",) if extractor == "digits-classifier" and num_classes else ()
 
 
 def require_metrics(experiment: Experiment, extractor: ExtractorTraits, options: EvaluationOptions | None = None) -> None:

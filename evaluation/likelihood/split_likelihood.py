@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,15 @@ def split_likelihood(plan: LikelihoodPlan, work_uri: str, *, num_workers: int = 
         raise UserError(f"{plan.dataset_uri} has {available:,} images; a likelihood of {plan.num_images:,} is not possible")
     uris = [storage.join(work_uri, f"likelihood-{number:05d}.pt") for number in range(plan.num_chunks)]
     process_chunks(_evaluate_chunk, plan, uris, directory=work_uri, activity="computed bits/dim of", num_workers=num_workers, device=device)
-    return merge(Likelihood.from_state_dict(torch.load(io.BytesIO(storage.read_bytes(uri)), weights_only=True)) for uri in uris)
+    return merge(map(_read_chunk, uris))
+
+
+def _read_chunk(uri: str) -> Likelihood:
+    data = storage.read_bytes(uri)
+    try:
+        return Likelihood.from_state_dict(torch.load(io.BytesIO(data), weights_only=True))
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        raise UserError(f"{uri} is damaged. Delete this file, and the same command computes it again") from error
 
 
 def _evaluate_chunk(chunk: Chunk[LikelihoodPlan]) -> int:

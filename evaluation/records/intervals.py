@@ -27,6 +27,8 @@ OF_LOGARITHM = f"{LESS_EXCESS}, on a logarithmic scale"
 """The method of further distances whose halves are known."""
 HALF_SAMPLES = "14 balanced halves of the samples, Student's t"
 _NUM_HALF_BLOCKS = 8
+_ROUNDING = 1 / 700
+"""A value below this share of the half width of its interval is 0, as the distance of a set from itself is: its ratio is no float64."""
 SPLITS = ("ABABAAABBB", "ABBABAAABB", "ABBABBABAA", "AAABBBABBA", "AAAABBBABB", "ABAAABBBAB")
 """Six ways to split ten blocks into halves A and B: each half of one shares three blocks with one half of another, and two with the other.
 
@@ -60,12 +62,12 @@ def logarithmic_interval(value: float, standard_error: float, degrees_of_freedom
     """Return the value divided and multiplied by exp(t SE / value): Student's interval of its logarithm, whose error is SE / value.
 
     It is for a number that is positive and whose draws are skewed, such as a squared distance in a few features. For a small error it is
-    that of `student_interval`; for a value of 0 it is the upper half of that.
+    that of `student_interval`; for a value of 0, up to rounding, it is the upper half of that.
     """
     half_width = student_factor(degrees_of_freedom) * standard_error
-    if value <= 0:
+    if value <= _ROUNDING * half_width:
         return value, value + half_width
-    ratio = math.exp(min(half_width / value, 700.0))  # more is infinite in float64
+    ratio = math.exp(half_width / value)
     return value / ratio, value * ratio
 
 

@@ -56,7 +56,7 @@ def write_report(
         history=read_comparable(run_uri, Experiment.from_dict(result.experiment).evaluation),
         losses=losses,
         choice=storage.read_record(choice_uri, Choice) if storage.exists(choice_uri) else None,
-        grid_png=storage.read_bytes(result.grid_uri) if result.grid_uri else None,
+        grid_png=storage.read_bytes(result.grid_uri) if result.grid_uri and storage.exists(result.grid_uri) else None,
         links=links,
     )
     uri = report_uri(run_uri, result_name)

@@ -18,7 +18,7 @@ import torch
 
 from evaluation.distances.paired import distance_difference, metric_differences
 from evaluation.evaluate.options import EvaluationOptions
-from evaluation.evaluate.preflight import preflight
+from evaluation.evaluate.preflight import default_metrics, preflight
 from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import read_comparable
 from evaluation.records import grids, npz
@@ -117,7 +117,7 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
         raise UserError("a comparison takes two models or more")
     described = [_describe(spec.load("cpu")) for spec in models]  # one network in memory at a time
     _require_same_images(described)
-    shared = _shared_options(described[0].experiment, options or EvaluationOptions(), data_uri)
+    shared = _shared_options(described, options or EvaluationOptions(), data_uri)
     names = short_names(described)
     own = [dataclasses.replace(shared, result_name=f"compare-{_key(spec, shared)}") for spec in models]
     class_counts: tuple[int, ...] = ()
@@ -210,14 +210,17 @@ def _require_same_images(models: Sequence[Described]) -> None:
             raise UserError(f"{models[0].description} and {model.description} make different images: {'; '.join(differing)}")
 
 
-def _shared_options(experiment: Experiment, options: EvaluationOptions, data_uri: str) -> EvaluationOptions:
+def _shared_options(models: Sequence[Described], options: EvaluationOptions, data_uri: str) -> EvaluationOptions:
     """Return the protocol of all models: that of the first model's experiment, with the given changes."""
+    experiment = models[0].experiment
     fields = ("num_samples", "sampling", "extractor", "likelihood_form", "likelihood_steps", "likelihood_split", "likelihood_num_images")
     own: dict[str, Any] = {name: getattr(options, name) or getattr(experiment.evaluation, name) for name in fields}
     if own["likelihood_num_images"] is None and options.likelihood:  # None would mean each experiment's own
         own["likelihood_num_images"] = read_manifest(storage.join(data_uri, own["likelihood_split"])).num_images
     seed = options.seed if options.seed is not None else derived_seed(experiment.seed, "compare")
-    metrics = options.metrics if options.metrics is not None else experiment.evaluation.metrics
+    metrics: tuple[str, ...] | None = options.metrics if options.metrics is not None else experiment.evaluation.metrics
+    if metrics is None and any(model.experiment.evaluation.metrics is not None for model in models):  # None would mean each one's own
+        metrics = default_metrics(own["extractor"], models[0].num_classes)
     return dataclasses.replace(options, **own, metrics=metrics, purpose="compare", seed=seed)
 
 

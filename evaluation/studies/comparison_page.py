@@ -139,8 +139,11 @@ def _judged(differences: Sequence[Difference | None]) -> list[list[str]]:
             cells.append([NONE] * 3)
             continue
         verdict, probability = next(together), each.probability_better
+        if probability is None:  # the error is unknown, or 0 as that of the coverage of a few samples can be
+            cells.append([each.value_and_interval, NONE, NONE])
+            continue
         words = each.finding if verdict == each.verdict else f"{each.verdict} by itself, {verdict} among {len(known)}"
-        cells.append([each.value_and_interval, NONE if probability is None else f"{probability:.1%}", words or NONE])
+        cells.append([each.value_and_interval, f"{probability:.1%}", words])
     return cells
 
 

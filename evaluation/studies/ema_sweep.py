@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,12 +91,8 @@ def sweep(
     Raises:
         UserError: No decay is given, one is not in (0, 1), or no average is available.
     """
-    if not decays or not all(0 < decay < 1 for decay in decays):
-        raise UserError(f"decays are numbers between 0 and 1, such as 0.99,0.999; got {list(decays)}")
+    swept = _steps(run_uri, decays, steps)
     present, snapshots = checkpoint.steps(run_uri), averages.snapshots(run_uri)
-    latest = max([*present, *(snapshot.step for snapshot in snapshots)], default=None)
-    if latest is None:
-        raise UserError(f"{run_uri}: the run has neither checkpoints nor snapshots")
     # One protocol for all: a rebuilt average has that of the time when its snapshots were stored, and the run's may have changed.
     stored_in = run_uri if present else averages.snapshots_uri(run_uri)
     last = checkpoint.checkpoint_uri(stored_in, present[-1] if present else snapshots[-1].step)
@@ -104,8 +100,8 @@ def sweep(
     shared = _shared_options(evaluation, options or EvaluationOptions(), at_full_protocol)
     points: list[SweepPoint] = []
     results: list[EvaluationResult] = []
-    for step in sorted(set(steps) or {latest}):
-        found = [_find(run_uri, step, decay, is_stored=step in present, max_error=max_error) for decay in sorted(set(decays))]
+    for step in swept:
+        found = [_find(run_uri, step, decay, max_error=max_error) for decay in sorted(set(decays))]
         scored = {point: _score(point, data_uri, reference_uri, shared) for point in found if point.weights}
         best = min(scored.values(), key=lambda result: result.rank, default=None)
         points += [_measured(point, scored[point], best) if best and point in scored else point for point in found]
@@ -115,12 +111,34 @@ def sweep(
     return Sweep(run_uri=run_uri, distance_name=results[0].distance_name, points=tuple(points), protocol=results[0].protocol)
 
 
-def _find(run_uri: str, step: int, decay: float, *, is_stored: bool, max_error: float) -> SweepPoint:
+def stored_averages(run_uri: str, decays: Sequence[float], steps: Sequence[int] = ()) -> Iterator[ModelSpec]:
+    """Yield the averages of a sweep that training stored; a sweep rebuilds the others. Arguments and errors are those of `sweep`."""
+    found = (_stored(run_uri, step, decay) for step in _steps(run_uri, decays, steps) for decay in decays)
+    yield from (spec for spec in found if spec is not None)
+
+
+def _steps(run_uri: str, decays: Sequence[float], steps: Sequence[int]) -> list[int]:
+    """Return the steps of a sweep: the given ones, or the latest; refuse decays that are none, and a run without averages."""
+    if not decays or not all(0 < decay < 1 for decay in decays):
+        raise UserError(f"decays are numbers between 0 and 1, such as 0.99,0.999; got {list(decays)}")
+    present = [*checkpoint.steps(run_uri), *(snapshot.step for snapshot in averages.snapshots(run_uri))]
+    if not present:
+        raise UserError(f"{run_uri}: the run has neither checkpoints nor snapshots")
+    return sorted(set(steps) or {max(present)})
+
+
+def _stored(run_uri: str, step: int, decay: float) -> ModelSpec | None:
+    """Return the average if training stored it."""
+    uri, weights = checkpoint.checkpoint_uri(run_uri, step), f"ema_{decay}"
+    is_there = step in checkpoint.steps(run_uri) and weights in checkpoint.weights_names(uri)
+    return ModelSpec(checkpoint_uri=uri, weights=weights) if is_there else None
+
+
+def _find(run_uri: str, step: int, decay: float, *, max_error: float) -> SweepPoint:
     """Find the average, or rebuild it."""
     point = SweepPoint(step=step, decay=decay, source="stored")
-    uri, weights = checkpoint.checkpoint_uri(run_uri, step), f"ema_{decay}"
-    if is_stored and weights in checkpoint.weights_names(uri):
-        return dataclasses.replace(point, checkpoint_uri=uri, weights=weights)
+    if stored := _stored(run_uri, step, decay):
+        return dataclasses.replace(point, checkpoint_uri=stored.checkpoint_uri, weights=stored.weights or "")
     try:
         rebuilt = averages.find_or_rebuild(run_uri, decay=decay, step=step, max_error=max_error)
     except ReconstructionError as error:

@@ -191,5 +191,9 @@ def as_study(found: GuidanceSweep) -> Study:
 
 def _row(point: GuidedPoint) -> list[str]:
     behind = "best" if point.behind == 0 else plain_estimate(point.behind, point.behind_standard_error, digits=3)
-    shares = [f"{in_words(score.value, score)} ({interval_in_words(score)})" for score in (point.precision, point.recall)]
+    shares = [_with_interval(score) for score in (point.precision, point.recall)]
     return [f"{point.scale:g}", plain_estimate(point.distance, point.standard_error), behind, *shares]
+
+
+def _with_interval(score: Score) -> str:
+    return in_words(score.value, score) + (f" ({interval_in_words(score)})" if score.interval else "")

@@ -7,7 +7,7 @@ score beside training takes 10,000 images x 20 steps, a full one 50,000 x 250: 6
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ from evaluation.distances.paired import distance_difference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import read_comparable
-from evaluation.monitoring.early_stopping import best_checkpoints, decide, ranked_candidates, sorted_by_step
+from evaluation.monitoring.early_stopping import Score, best_checkpoints, decide, ranked_candidates, sorted_by_step
 from evaluation.records.numbers import plain_estimate
 from evaluation.records.protocol_card import as_plain, card_rows, num_sampling_steps
 from evaluation.records.result import EvaluationResult
 from evaluation.reports import figures
 from evaluation.reports.html import table_page, text_table
 from evaluation.reports.study import Study, as_json
+from evaluation.sampling.generate import NotFiniteError
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
@@ -114,17 +115,12 @@ def replay(
         options: What differs from the experiment's full protocol, and how the work is done.
 
     Raises:
-        UserError: Fewer than two remaining checkpoints have scores, or no score is finite.
+        UserError: Fewer than two remaining checkpoints have scores, no score is finite, or no images of the best few are.
     """
-    present, latest = set(checkpoint.steps(run_uri)), checkpoint.latest(run_uri)
-    history = read_comparable(run_uri, checkpoint.load_experiment(latest).evaluation) if latest else []
-    scores = [score for score in sorted_by_step(history) if int(score["step"]) in present]
-    if len(scores) < 2:
-        raise UserError(f"{run_uri}: a replay compares checkpoints with scores, and only {len(scores)} remain; name another run")
-    if len(scores) < len(history):
-        say(f"{len(history) - len(scores)} of {len(history)} scored checkpoints were removed in training; replaying the others")
-    experiment = checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, int(scores[0]["step"])))
     options = options or EvaluationOptions()
+    experiment, history, scores = _read_scores(run_uri, options)
+    if len(scores) < len(history):
+        say(f"replaying {len(scores)} of {len(history)} scored checkpoints; training removed the others, or they guide")
     options = dataclasses.replace(
         options,
         likelihood=False,
@@ -134,19 +130,24 @@ def replay(
         num_samples=options.num_samples or experiment.evaluation.num_samples,
         sampling=options.sampling or experiment.evaluation.sampling,
     )
-    guide = options.sampling.guidance_step if options.sampling else 0
-    scores = [score for score in scores if int(score["step"]) > guide]  # a checkpoint guides none but later ones
 
     def evaluate(step: int, weights: str) -> EvaluationResult:
-        spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, step), weights=weights)
         named = dataclasses.replace(options, result_name=f"replay-{step:08d}-{weights}")
-        return evaluate_once(spec, data_uri, reference_uri, named)
+        return evaluate_once(_spec(run_uri, step, weights), data_uri, reference_uri, named)
 
     by_score = {(found.step, found.weights): found.score for found in ranked_candidates(scores)}
-    results = {key: evaluate(*key) for key in by_score}
-    candidates = [(c.step, c.weights) for c in best_checkpoints(scores, num_rescored or experiment.evaluation.rescore_best)]
-    if not candidates:
+    if not by_score:
         raise UserError(f"{run_uri}: no score is finite, so there is nothing to choose; name another run")
+    results: dict[Weights, EvaluationResult] = {}
+    for key in by_score:
+        try:
+            results[key] = evaluate(*key)
+        except NotFiniteError as error:  # the final choice leaves such weights out, too
+            say(f"left out: {error}")
+    best = best_checkpoints(scores, num_rescored or experiment.evaluation.rescore_best)
+    candidates = [key for each in best if (key := (each.step, each.weights)) in results]
+    if not candidates:
+        raise UserError(f"{run_uri}: none of the best {len(best)} checkpoints has finite images at full protocol; name another run")
     rescored = min(candidates, key=lambda key: results[key].rank)
     full = min(results, key=lambda key: results[key].rank)
     behind = distance_difference(results[rescored], results[full])
@@ -172,6 +173,32 @@ def replay(
         scoring_protocol=scores[-1]["protocol"],
         protocol=results[full].protocol,
     )
+
+
+def scored_weights(run_uri: str, options: EvaluationOptions) -> Iterator[ModelSpec]:
+    """Yield the weights that a replay with these options evaluates. Raises as `replay`."""
+    scores = _read_scores(run_uri, options)[2]
+    yield from (_spec(run_uri, found.step, found.weights) for found in ranked_candidates(scores))
+
+
+def _read_scores(run_uri: str, options: EvaluationOptions) -> tuple[Experiment, list[dict[str, Any]], list[Score]]:
+    """Return the run's experiment, its history of scores, and the scores of the checkpoints that a replay evaluates."""
+    present, latest = set(checkpoint.steps(run_uri)), checkpoint.latest(run_uri)
+    if latest is None:
+        raise UserError(f"{run_uri}: there is no run with a checkpoint there; name another run")
+    experiment = checkpoint.load_experiment(latest)
+    history = read_comparable(run_uri, experiment.evaluation)
+    scores = [score for score in sorted_by_step(history) if int(score["step"]) in present]
+    guide = (options.sampling or experiment.evaluation.sampling).guidance_step
+    scores = [score for score in scores if int(score["step"]) > guide]  # a checkpoint guides none but later ones
+    if len(scores) < 2:
+        later = f" after step {guide:,}, which guides the others" if guide else ""
+        raise UserError(f"{run_uri}: a replay compares checkpoints with scores, and only {len(scores)} remain{later}; name another run")
+    return experiment, history, scores
+
+
+def _spec(run_uri: str, step: int, weights: str) -> ModelSpec:
+    return ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, step), weights=weights)
 
 
 def _stop_step(history: Sequence[Mapping[str, Any]], experiment: Experiment) -> int | None:

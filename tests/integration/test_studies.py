@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,21 @@ def test_metrics_that_cannot_be_had_are_refused_before_the_reference_is_computed
     data = ["--data", str(tmp_path / "nothing")]
     with pytest.raises(UserError, match=words):
         iddpm(command[0], trained[0], *data, *command[1:])
+
+
+@pytest.mark.parametrize("command", [("ema-sweep", "--decays", "0.99,0.995", "--at", "100"), ("replay-stopping",)])
+def test_a_checkpoint_that_cannot_be_read_is_refused_before_the_reference_is_computed(
+    services: Any, data_uri: str, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    uri, own_data = write_run(str(tmp_path / "run"), data_uri, ""), tmp_path / "data"
+    shutil.copytree(f"{data_uri}/train", own_data / "train")
+    for step in (100, 200):
+        scores = {"step": step, "scores": {"ema_0.99": 2.0, "ema_0.995": 1.0}}
+        storage.write_json(f"{uri}/evaluations/step={step:08d}.json", scores)
+    Path(checkpoint.checkpoint_uri(uri, 100), "ema_0.995.pt").write_bytes(b"")
+    with pytest.raises(checkpoint.CheckpointError, match=r"ema_0\.995\.pt"):
+        iddpm(command[0], uri, *command[1:], "--data", str(own_data), "--out", str(tmp_path / "out"))
+    assert not (own_data / "references").exists()
 
 
 def test_an_evaluation_of_a_model_without_a_run_is_logged_and_one_by_another_protocol_separately(

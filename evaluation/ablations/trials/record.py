@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from evaluation.records.stored import CheckedAs
 from training import storage
 from training.config.validation import FORBID_UNKNOWN, validate
 from training.console import say
+
+_LONGEST_SLUG = 250
+"""With ".json" behind it that is the longest name of a file on most disks, 255 bytes."""
 
 
 @dataclass(kw_only=True)
@@ -105,8 +109,12 @@ def record_uri(ablation_uri: str, label: str) -> str:
 
 
 def slug(label: str) -> str:
-    """Return a label as a file name."""
-    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
+    """Return a label as a file name; that of a long one ends with its digest."""
+    name = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
+    if len(name) <= _LONGEST_SLUG:
+        return name
+    digest = hashlib.sha256(label.encode()).hexdigest()[:10]
+    return f"{name[: _LONGEST_SLUG - 11]}-{digest}"
 
 
 def read_record(ablation_uri: str, label: str) -> TrialRecord | None:

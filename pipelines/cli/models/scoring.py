@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -363,7 +363,7 @@ def evaluation_options(
     return EvaluationOptions(sampling=changed, **chosen)
 
 
-def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions, specs: Sequence[ModelSpec] = ()) -> str:
+def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions, specs: Iterable[ModelSpec]) -> str:
     """Return the URI of the data set's reference statistics; missing ones are computed.
 
     Metrics that can't be had, and models (`specs`) that can't be read, are refused first.
@@ -434,7 +434,7 @@ def save_study(study: Study, out: Path, tracking_run_ids: list[str], as_json: bo
         return
     print(f"{study.text}\n\n{written}")
     if page:
-        print(f"{'MLflow':<32} {page}")
+        print(f"MLflow  {page}")
 
 
 def log_if_reachable(log: Callable[[], str]) -> str:

@@ -44,10 +44,11 @@ def ema_sweep(
     options = scoring.evaluation_options(
         named.checkpoint_uri, metrics=(), num_workers=num_workers, device=device, extractor_weights=extractor_weights
     )
-    reference_uri = reference or scoring.reference_of(named, data_uri, options)
+    run_uri = run_uri_of(named.checkpoint_uri)
+    reference_uri = reference or scoring.reference_of(named, data_uri, options, study.stored_averages(run_uri, wanted, steps))
     storage.make_directory(out)  # refused before anything is sampled
     found = study.sweep(
-        run_uri_of(named.checkpoint_uri),
+        run_uri,
         wanted,
         data_uri,
         reference_uri,
@@ -138,9 +139,10 @@ def replay_stopping(
         num_workers=num_workers,
         device=device,
     )
-    reference_uri = reference or scoring.reference_of(named, data_uri, options)
+    run_uri = run_uri_of(named.checkpoint_uri)
+    reference_uri = reference or scoring.reference_of(named, data_uri, options, study.scored_weights(run_uri, options))
     storage.make_directory(out)  # refused before anything is sampled
-    found = study.replay(run_uri_of(named.checkpoint_uri), data_uri, reference_uri, num_rescored=rescored or None, options=options)
+    found = study.replay(run_uri, data_uri, reference_uri, num_rescored=rescored or None, options=options)
     scoring.save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
 
 

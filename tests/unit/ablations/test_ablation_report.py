@@ -398,6 +398,9 @@ def test_a_measured_point_of_the_repaired_likelihood_stays_where_the_full_number
 
 def test_a_label_becomes_a_file_name() -> None:
     assert slug("stop_gradient=true vlb_weight=0.001") == "stop-gradient-true-vlb-weight-0.001"
+    long = [slug(" ".join(["channel_mult=[1, 2, 3, 4]"] * 20 + [f"seed={seed}"])) for seed in (1, 2)]
+    assert long[0] != long[1]
+    assert max(map(len, long)) <= 255 - len(".json")
 
 
 def test_the_gallery_lists_reports_with_their_findings_in_the_papers_order(tmp_path: Path) -> None:

@@ -326,6 +326,8 @@ def test_the_report_of_a_run_is_made_from_its_directory(result: EvaluationResult
     html = Path(uri).read_text()
     assert '<a href="http://127.0.0.1:5000">' in html
     assert "Distance during training" in html
+    (directory / "final.json").write_text(json.dumps({**result.to_dict(), "grid_uri": str(tmp_path / "deleted.png")}))
+    assert "Distance during training" in Path(write_report(str(tmp_path / "run"))).read_text(), "also where the grid was deleted"
 
 
 def test_the_figure_of_a_run_has_scores_of_one_protocol(result: EvaluationResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -329,6 +329,11 @@ def test_a_likelihood_in_chunks_equals_one_chunk_and_continues_after_a_kill(plan
     assert again.bits_per_dim == pieces.bits_per_dim
     # Terms are squares of what the network says, less what it should say, which is about as large.
     assert pieces.bits_per_dim == pytest.approx(at_once.bits_per_dim, rel=4 * NETWORK)
+    chunk = tmp_path / "pieces" / "likelihood-00001.pt"
+    for damaged in (b"", chunk.read_bytes()[:100], b"not a file of torch"):
+        chunk.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"likelihood-00001\.pt is damaged\. Delete this file"):
+            split_likelihood(likelihood, str(tmp_path / "pieces"))
 
 
 def test_test_images_are_read_only_for_a_result_that_shows_their_distance(run_uri: str, digits_uri: str, reference_uri: str) -> None:

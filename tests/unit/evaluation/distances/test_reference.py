@@ -124,6 +124,19 @@ def test_statistics_of_another_number_of_features_are_refused_whatever_is_declar
         reference.require(extractor=extractor)
 
 
+def test_fewer_images_than_a_covariance_takes_are_refused_also_where_it_is_stored_in_single_precision(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).standard_normal((11, 32)) * np.geomspace(1e-2, 1.0, 32)
+    uri, out_uri = str(tmp_path / "foreign.npz"), str(tmp_path / "ours.npz")
+    np.savez(uri, mu=features.mean(0), sigma=np.cov(features, rowvar=False).astype(np.float32))
+    for too_few in (1, 10):
+        with pytest.raises(UserError, match=f"sigma has rank 10, which takes more than {too_few} images"):
+            import_statistics(uri, out_uri, _provenance(num_images=too_few))
+    assert import_statistics(uri, out_uri, _provenance(num_images=11)).features.max_rank == 10
+    np.savez(uri, mu=np.zeros(2), sigma=np.full((2, 2), np.nan))
+    with pytest.raises(UserError, match="mu or sigma is not finite"):
+        import_statistics(uri, out_uri, _provenance())
+
+
 def test_the_images_of_adopted_statistics_are_found_from_another_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("here", "there"):
         (tmp_path / name).mkdir()

@@ -114,7 +114,8 @@ def test_a_logarithmic_interval_is_positive_and_for_a_small_error_students() -> 
     # The second order of exp(x) at x = 2.26 x 1e-4 / 2 is 6.4e-9, of 2.
     assert logarithmic_interval(2.0, 1e-4, 9) == pytest.approx(student_interval(2.0, 1e-4, 9), abs=1.3e-8)
     assert logarithmic_interval(0.0, 1.0, 9) == (0.0, student_interval(0.0, 1.0, 9)[1])
-    assert np.isfinite(logarithmic_interval(1e-300, 1.0, 9)).all()
+    assert logarithmic_interval(1e-15, 1.0, 9) == pytest.approx(logarithmic_interval(0.0, 1.0, 9), abs=1e-14), "0 but for rounding"
+    assert np.isfinite(logarithmic_interval(2.262157 / 699, 1.0, 9)).all()
 
 
 _REAL = torch.randn(300, _DIM, generator=torch.Generator().manual_seed(1))

@@ -101,6 +101,10 @@ def test_further_metrics_are_paired_where_noise_is_shared_and_have_a_better_side
     assert (worse.value > 0) == (worse.verdict == "worse")
     page = as_study(comparison).files["comparison.html"].decode()
     assert page.count("difference to the first") == 5, "distance, bits/dim, and the three"
+    coverage = dataclasses.replace(other.metric_differences["coverage"], value=0.02, standard_error=0.0)
+    certain = dataclasses.replace(other, metric_differences={**other.metric_differences, "coverage": coverage})
+    page = as_study(dataclasses.replace(comparison, models=(first, same, certain))).files["comparison.html"].decode()
+    assert "better by itself" not in page, "a difference whose error can't be estimated has no verdict"
     assert "No difference is judged for density: it has no better side." in page
 
 
@@ -230,6 +234,20 @@ def test_a_note_names_a_protocol_that_is_not_used(
     assert any("the num_samples of" in note for note in found.notes)
     assert any("of 20 for" in note for note in found.notes)
     assert found.models[1].result.protocol["distance"]["num_samples"] == experiment.evaluation.num_samples
+
+
+def test_all_models_have_the_metrics_of_the_first_one(
+    run_uri: str, experiment: Experiment, digits_uri: str, reference_uri: str, tmp_path: Path
+) -> None:
+    other = experiment.override(["evaluation.metrics=density_coverage"])
+    state = load_model(checkpoint.checkpoint_uri(run_uri, 200)).network.state_dict()  # type: ignore[attr-defined]
+    checkpoint.save(str(tmp_path / "other"), 1, {"experiment.json": other.to_dict(), "ema_0.99.pt": state})
+    specs = [_spec(run_uri, 200), _spec(str(tmp_path / "other"), 1)]
+    options = EvaluationOptions(num_samples=20, likelihood=False)
+    for models, names in ((specs, {"label_agreement"}), (specs[::-1], {"density", "coverage"})):
+        found = compare(models, digits_uri, reference_uri, options=options)
+        assert [set(model.result.metrics) for model in found.models] == [names, names]
+        assert max(names).replace("_", " ") in as_study(found).text
 
 
 def test_short_names_contain_what_differs_and_are_unique(kept_run_uri: str) -> None:

@@ -41,6 +41,8 @@ def test_a_sweep_holds_the_model_alone_and_draws_the_trade_off(spec: ModelSpec, 
     assert [row.split("  ")[0] for row in as_study(few).text.splitlines() if "  best  " in row] == [f"{best.scale:g}"], (
         "also of so few samples that no error is known"
     )
+    of_few = dataclasses.replace(alone, recall=dataclasses.replace(alone.recall, interval=None))
+    assert "()" not in as_study(dataclasses.replace(found, points=(of_few, guided))).text
     curve = study.files["precision-recall.svg"].decode()
     assert curve.count(">3<") == 1, "each point of the trade-off is named by its scale"
     assert set(study.points) == {

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, score_uri
+from evaluation.records.result import EvaluationResult
+from evaluation.sampling.generate import NotFiniteError
+from evaluation.sampling.trained_model import ModelSpec
 from evaluation.studies.stopping_replay import Replay, as_study, replay
 from training import storage
 from training.checkpoints import checkpoint
@@ -72,3 +76,26 @@ def test_scores_of_other_settings_are_no_part_of_a_replay(scored_run_uri: str, d
 def test_a_run_without_scores_is_refused(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="only 0 remain"):
         replay(run_uri, digits_uri, reference_uri)
+
+
+def test_weights_whose_images_are_not_finite_are_left_out(
+    scored_run_uri: str, digits_uri: str, reference_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(spec: ModelSpec, *arguments: object) -> EvaluationResult:
+        if spec.checkpoint_uri.endswith(lost):
+            raise NotFiniteError(f"{spec.checkpoint_uri}: not finite")
+        return evaluate_once(spec, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("evaluation.studies.stopping_replay.evaluate_once", diverge)
+    options, lost = EvaluationOptions(num_samples=20), "00000100"
+    found = replay(scored_run_uri, digits_uri, reference_uri, options=options)
+    assert {pick.step for pick in found.picks.values()} == {row[0] for row in found.table} == {200}
+    lost = ""
+    with pytest.raises(UserError, match="none of the best 2 checkpoints has finite images at full protocol"):
+        replay(scored_run_uri, digits_uri, reference_uri, options=options)
+
+
+def test_the_guide_and_the_checkpoints_before_it_are_no_part_of_a_replay(scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    guided = EvaluationOptions(num_samples=20, sampling=SamplingConfig(spacing="4", guidance_scale=2.0, guidance_step=200))
+    with pytest.raises(UserError, match="only 0 remain after step 200, which guides the others"):
+        replay(scored_run_uri, digits_uri, reference_uri, options=guided)
