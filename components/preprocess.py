@@ -29,9 +29,11 @@ def preprocess(
     from components.launch.run import run_step
     from components.steps.preprocess import write_manifests
     from components.steps.registry import PREPROCESS
-    from components.steps.settings import read_data_options
+    from components.steps.settings import read_data_options, require_shared
     from training import storage
 
+    if data_uri:
+        require_shared("data_uri", data_uri)
     arguments = {"experiment": experiment, "data_uri": data_uri, "storage_root_uri": storage_root_uri, "source": source}
     uri = run_step(PREPROCESS, {**arguments, **read_data_options(options).arguments()}, resources)
     return storage.retry(lambda: write_manifests(uri, manifest.path))

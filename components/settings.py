@@ -20,6 +20,7 @@ def settings(
     train_resources: str = "laptop",
     evaluate_resources: str = "laptop",
     force_from: str = "",
+    tracking_experiment: str = "iddpm",
     baseline_nights: int = 20,
     threshold_difference: float = 0.0,
 ) -> NamedTuple(  # type: ignore[valid-type]
@@ -59,6 +60,7 @@ def settings(
         train_resources: Resources of the train step.
         evaluate_resources: Resources of the reference and evaluate steps.
         force_from: The step from which finished work is done again; empty for none.
+        tracking_experiment: MLflow's experiment.
         baseline_nights: Of a nightly check: see `evaluation.monitoring.detector.Rule`.
         threshold_difference: Of a nightly check: its smallest change that matters.
 
@@ -66,9 +68,11 @@ def settings(
         The experiment as JSON, and what the pods of each stage ask for. KFP takes numbers as text.
     """
     from components.launch.logs import pipeline_log_stored
-    from components.steps.settings import check_settings, keep_experiment, require_rule
+    from components.steps.settings import check_settings, keep_experiment, require_rule, require_shared, require_tracking
 
+    require_shared("storage_root_uri", storage_root_uri)
     with pipeline_log_stored(storage_root_uri, pipeline_run_id, "settings"):
+        require_tracking(tracking_experiment)
         require_rule(baseline_nights, threshold_difference)
         checked = check_settings(
             experiment_preset,

@@ -116,6 +116,7 @@ def ablation_pipeline(
                 data_resources=data_resources,
                 train_resources=train_resources,
                 evaluate_resources=evaluate_resources,
+                tracking_experiment=tracking_experiment,
             ),
             name="settings",
         )

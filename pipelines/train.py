@@ -92,6 +92,7 @@ def train_pipeline(
                 train_resources=train_resources,
                 evaluate_resources=evaluate_resources,
                 force_from=force_from,
+                tracking_experiment=tracking_experiment,
                 **form,
             ),
             name="settings",

@@ -91,6 +91,7 @@ def tune_pipeline(
                 data_resources=data_resources,
                 train_resources=train_resources,
                 evaluate_resources=evaluate_resources,
+                tracking_experiment=tracking_experiment,
             ),
             name="settings",
         )

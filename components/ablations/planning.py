@@ -68,7 +68,7 @@ def plan(
 
     uri, trials = ablation_uri(request, storage_root_uri), request.trials()
     if os.environ.get("KFP_POD_NAME"):  # on a laptop there is no Workflow
-        require_sweep_fits(len(trials))
+        require_sweep_fits([trial.label for trial in trials])
     run_uris = [_existing_run(request, trial, storage_root_uri, data_uri) for trial in trials]
     experiments = [_experiment_of(trial) for trial in trials]
     _require_measurable(request, list(zip(trials, experiments, strict=True)))

@@ -6,13 +6,16 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from training.config.errors import UserError
 
 LARGEST_SWEEP = 60
 """The most trials of one run. Kubernetes stores 1 MiB of a Workflow, and Argo stores each step's inputs in it (tests measure it)."""
+_TRIAL_BYTES, _LABEL_COPIES, _SWEEP_BYTES = 12_400, 20, 840_000
+"""Bytes of a trial in a compressed Workflow, copies of its compressed label beside them, and bytes of all trials (tests measure them)."""
 ENDED = ("Succeeded", "Failed", "Error")
 """Phases of a Workflow whose steps are over."""
 STORED_LABEL = "pipeline/persistedFinalState"
@@ -122,13 +125,24 @@ class Attempt(NamedTuple):
     is_driver: bool
 
 
-def require_sweep_fits(num_trials: int) -> None:
-    """Refuse a sweep whose Workflow would become larger than Kubernetes stores; Argo would fail it in the middle."""
-    if num_trials > LARGEST_SWEEP:
-        raise UserError(
-            f"the sweep has {num_trials} trials; a run on a cluster takes at most {LARGEST_SWEEP}: split its grid into several runs "
-            "(trials that two of them share are trained once)"
-        )
+def require_sweep_fits(labels: Sequence[str]) -> None:
+    """Refuse a sweep whose Workflow would become larger than Kubernetes stores; Argo would fail it in the middle.
+
+    Args:
+        labels: The label of each trial, which says what the trial varies. A sweep with long ones takes fewer trials.
+
+    Raises:
+        UserError: It has too many trials; the message says how many fit.
+    """
+    sizes = [_TRIAL_BYTES + _LABEL_COPIES * len(zlib.compress(label.encode())) for label in labels]
+    if len(sizes) <= LARGEST_SWEEP and sum(sizes) <= _SWEEP_BYTES:
+        return
+    most = min(LARGEST_SWEEP, len(sizes) * _SWEEP_BYTES // sum(sizes))
+    vary = "" if most == LARGEST_SWEEP else " that vary as much as these (Argo stores what a trial varies many times)"
+    raise UserError(
+        f"the sweep has {len(sizes)} trials; a run on a cluster takes at most {most}{vary}: split its grid into several runs "
+        "(trials that two of them share are trained once)"
+    )
 
 
 def is_compressed(workflow: Mapping[str, Any]) -> bool:

@@ -25,6 +25,8 @@ from components.cluster.names import OWNER_LABEL, RAY_SECRET, RUN_URI_ANNOTATION
 from components.launch.call import Call, call_of
 from components.launch.rayjob.follow import DEFAULT_PACE, Pace
 from components.launch.rayjob.manifest import rayjob_name
+from components.launch.rayjob.status import is_lost_driver
+from components.launch.repeat import LostError
 from components.launch.step import Step
 from training import storage
 from training.config.errors import UserError
@@ -95,6 +97,7 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
     Raises:
         UserError: The experiment or the data set does not fit.
         RayJobsError: The cluster can't be reached, or the step failed.
+        LostError: The job was lost, and another try may succeed.
     """
     owner = _owner()
     # Two runs on a cluster may ask for the same at once; what one of them returns is not the other's, which may delete it.
@@ -187,7 +190,12 @@ def _submit(client: _Dashboard, job: str, call: Call, owner: str) -> bool:
 
 
 def _follow(client: _Dashboard, job: _Job, pace: Pace) -> None:
-    """Follow a job until it has succeeded, or another run that owns it has stopped it."""
+    """Follow a job until it has succeeded, or another run that owns it has stopped it.
+
+    Raises:
+        LostError: It is gone, its driver was killed, or the driver says that a later try may succeed.
+        RayJobsError: It failed otherwise.
+    """
     name = job.name
     log = _Log(client, name, pace)
     while True:
@@ -200,9 +208,12 @@ def _follow(client: _Dashboard, job: _Job, pace: Pace) -> None:
     if status == "SUCCEEDED" or (status == "STOPPED" and not job.is_own):
         return
     if not status:
-        raise RayJobsError(f"Ray job {name} is gone: the cluster was restarted, or the job was deleted; the same command goes on")
+        raise LostError(f"Ray job {name} is gone: the cluster was restarted, or the job was deleted")
     message = _line(_retry(lambda: client.get_job_info(name).message or ""))
-    raise RayJobsError(f"Ray job {name} ended as {status}: {message}; its last lines say why, and the same command goes on from there")
+    failure = f"Ray job {name} ended as {status}: {message}; its last lines say why"
+    if is_lost_driver(message):
+        raise LostError(failure)
+    raise RayJobsError(f"{failure}, and the same command goes on from there")
 
 
 class _Log:

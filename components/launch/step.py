@@ -19,6 +19,8 @@ WORKER_GPU_SHARE = 0.25
 """Share of a GPU that a step's worker reserves, to compute features of the images that its tasks draw; the tasks take the rest."""
 _LAST_LINES_SECONDS = 1.0
 """Time that the driver waits for a worker's last lines, which reach it a moment late."""
+_LONGEST_SECONDS = 30 * 86400.0
+"""No step takes so long: Kubeflow Pipelines ends a run after it (`pipelines.pods.DEADLINE_SECONDS`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,21 +63,32 @@ def load(function: str) -> Any:
 
 
 def run_on_cluster(step: Step, arguments: Mapping[str, Any], ray_address: str) -> Any:
-    """Run a step on the Ray cluster with that address ("auto" on one of its nodes), which this process can be a driver of."""
+    """Run a step on the Ray cluster with that address ("auto" on one of its nodes), which this process can be a driver of.
+
+    Raises:
+        Exception: The step's own.
+        MemoryShortageError: Ray killed the step's worker for its node's memory.
+        StandstillError: The step had no result after 30 days; Ray kills it. A training has limits of its own.
+    """
     if step.run_files:
         return step(**arguments, ray_address=ray_address)
     from training.distributed.ray_logs import MemoryShortageError, memory_shortage
-    from training.distributed.ray_session import ray_session
+    from training.distributed.ray_session import StandstillError, ray_session, standstill
 
     on_gpu = Resources.from_dict(arguments["resources"]).num_gpus_per_worker > 0
     with ray_session(ray_address):
         import ray
 
         worker = ray.remote(_run_here).options(num_cpus=1, num_gpus=WORKER_GPU_SHARE if on_gpu else 0, max_retries=3)
+        result = worker.remote(step, dict(arguments))
         try:
-            returned = ray.get(worker.remote(step, dict(arguments)))
+            returned = ray.get(result, timeout=_LONGEST_SECONDS)
             time.sleep(_LAST_LINES_SECONDS)
             return returned
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(result, force=True)
+            reason = standstill(_run_here.__name__, _LONGEST_SECONDS, _LONGEST_SECONDS)
+            raise StandstillError(f"step {step.name} has no result: {reason}; look at the disks, network and GPUs of its node") from None
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.RayError as error:

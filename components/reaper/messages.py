@@ -7,6 +7,7 @@ told up to `_LATEST_SECONDS` late. A label marks a Workflow that needs no furthe
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections import defaultdict
@@ -51,7 +52,7 @@ def tell_webhook(api: KubernetesApi) -> None:
     Raises:
         KubernetesError: The cluster does not answer, or refuses.
         TrackingError: MLflow, which knows the trainings that run, can't be reached.
-        UserError: The time after which a training counts as hung is not a number.
+        UserError: The time after which a training counts as hung is no number of 0 or more.
     """
     if not any(map(is_wanted, EVENTS)):
         return
@@ -111,11 +112,14 @@ def _tell_hung(running: list[_Live], limit: float) -> Iterator[bool]:
 
 
 def _hung_seconds() -> float:
-    word = os.environ.get(HUNG_VARIABLE, "").strip()
+    word = os.environ.get(HUNG_VARIABLE, "").strip() or str(_HUNG_MINUTES)
     try:
-        return 60.0 * (float(word) if word else _HUNG_MINUTES)
+        minutes = float(word)
     except ValueError:
-        raise UserError(f"{HUNG_VARIABLE} (hung-minutes of the Secret) must be a number of minutes, got {word!r}") from None
+        minutes = math.nan
+    if not 0 <= minutes < math.inf:  # a negative one would tell of each training at each step
+        raise UserError(f"{HUNG_VARIABLE} (hung-minutes of the Secret) must be a number of minutes, 0 or more; it is {word!r}")
+    return 60.0 * minutes
 
 
 def _ours(workflows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

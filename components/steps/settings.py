@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from training.data.preparation.options import ImageOptions
 
 FORCED_STEPS = ("train", "evaluate", "report")
 """The steps of the train pipeline that `force_from` takes. Data sets and reference statistics belong to other runs too, so they stay."""
+_S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +109,8 @@ def resolve_experiment_form(preset: str, overrides: Sequence[str], file: str, se
     Raises:
         UserError: A value does not fit, or there is no such file.
     """
+    if seed < -1:
+        raise UserError(f"seed must be 0 or more, or -1, which leaves the experiment's own; got {seed}")
     text = read_experiment_file(file)
     return resolve_experiment(preset="" if text else preset, file_text=text, overrides=overrides, seed=seed if seed >= 0 else None)
 
@@ -162,6 +166,32 @@ def require_force_from(step: str) -> None:
             f"force_from: {step!r} can't be done again; the steps are {', '.join(FORCED_STEPS)} (data sets and reference statistics "
             "belong to all runs: another data_uri or storage_root_uri makes them anew)"
         )
+
+
+def require_s3(parameter: str, uri: str) -> None:
+    """Refuse an address that the steps of a run on a cluster do not share, as each has a pod of its own.
+
+    Raises:
+        UserError: It is none in S3.
+    """
+    if not _S3_URI.fullmatch(uri):
+        raise UserError(f"{parameter} {uri!r}: the steps of a run share only S3; write s3://BUCKET/PATH")
+
+
+def require_shared(parameter: str, uri: str) -> None:
+    """Call `require_s3` in a step's pod. The steps of a run on one machine share its disk."""
+    if os.environ.get("KFP_POD_NAME"):
+        require_s3(parameter, uri)
+
+
+def require_tracking(tracking_experiment: str) -> None:
+    """Refuse an experiment of MLflow without a name, which no training could open.
+
+    Raises:
+        UserError: It is empty.
+    """
+    if not tracking_experiment.strip():
+        raise UserError("tracking_experiment is empty; give the name of MLflow's experiment, like iddpm")
 
 
 def require_rule(baseline_nights: int, threshold_difference: float) -> None:
@@ -227,14 +257,29 @@ def check_settings(
 
 
 def require_place(stage: str, resources: StageResources) -> None:
-    """Refuse resources of a stage for which this run has no place: no Kubernetes, or no such queue.
+    """Refuse resources of a stage for which this run has no place: no Kubernetes, no such queue, or `require_dashboard` refuses them.
 
     Raises:
         UserError: The message begins with the stage's parameter.
     """
-    if resources.ray_mode == "rayjob" and not os.environ.get("KFP_POD_NAME"):
+    if os.environ.get("KFP_POD_NAME"):
+        require_dashboard(stage, resources)
+    elif resources.ray_mode == "rayjob":
         _require_cluster(f"{stage}_resources")
     _require_queue(f"{stage}_resources", resources.queue)
+
+
+def require_dashboard(stage: str, resources: StageResources) -> None:
+    """Refuse the address of a standing Ray cluster that a step's pod could not use, as it is on none of that cluster's nodes.
+
+    Raises:
+        UserError: It is no address of a dashboard.
+    """
+    address = resources.ray_address
+    if address and not address.startswith(("http://", "https://")):
+        raise UserError(
+            f"{stage}_resources.ray_address {address}: a step's pod is not on that cluster; give its dashboard, like http://HEAD:8265"
+        )
 
 
 def _require_cluster(parameter: str) -> None:

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,16 @@ from typing import Any
 from components.cluster.workflows import require_sweep_fits
 from components.container.image import VERSION, image_from
 from components.launch.resources import MAP_ENTRY, merge_resources, read_resources
-from components.steps.settings import read_data_options, refuse_sources, require_force_from, require_place, resolve_experiment_form
+from components.steps.settings import (
+    read_data_options,
+    refuse_sources,
+    require_dashboard,
+    require_force_from,
+    require_place,
+    require_s3,
+    require_tracking,
+    resolve_experiment_form,
+)
 from pipelines.compile import PIPELINES, compiled
 from pipelines.compile_checks import parse_documents
 from training.config.addresses import without_passwords
@@ -40,9 +48,10 @@ _TUNING = {"experiment": ("preset", "overrides", "file"), "tune": ("search", "tr
 """The tune pipeline's parameters that make a request, by their prefix, in the order of `components.tuning.directory.from_form`."""
 _LEAST = {"seed": -1, "baseline_nights": 3}
 """Smallest value of a number, where it is not 0."""
+_MAX_BYTES = 100_000
+"""The most bytes of all arguments: KFP hands them to a step in one word of a command, and Linux takes 128 KiB in one."""
 _MAX_LISTED = 20
 """A message about a wrong value lists so many right ones beside a similar one."""
-_S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?")
 _RESOURCES = "_resources"
 """End of the name of a stage's parameter; see `components.launch.resources`."""
 
@@ -169,6 +178,12 @@ def arguments_of(
 
 def _check(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that do not fit."""
+    if len(json.dumps(dict(arguments))) > _MAX_BYTES:
+        name = max(arguments, key=lambda each: len(json.dumps(arguments[each])))
+        raise ArgumentsError(
+            f"--param {name}: is too long; all parameters together may have {_MAX_BYTES:,} bytes. A long experiment file can be in S3: "
+            "experiment_file=s3://BUCKET/FILE.toml"
+        )
     _require_experiment(pipeline, arguments)
     for name, given in arguments.items():
         shown = without_passwords(str(given))
@@ -176,6 +191,8 @@ def _check(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
             raise ArgumentsError(
                 f"--param {name}={shown}: an argument is visible to everybody; put a password into the environment or a Secret"
             )
+        if "{{" in json.dumps(given):  # Argo fails the whole run where it does not know the variable, and kfp.local without a reason
+            raise ArgumentsError(f"--param {name}: has '{{{{', with which variables of Argo and KFP begin; leave it out")
         _require_literal(name, given, pipeline.parameters[name])
         least = _LEAST.get(name, 0)
         if type(given) in (int, float) and given < least:
@@ -187,8 +204,8 @@ def _check(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
         refuse_sources(chosen.get("data_options", ""))
     read_data_options(chosen.get("data_options", ""))
     require_force_from(chosen.get(FORCE_FROM, ""))
-    if not arguments.get(TRACKING, "given").strip():
-        raise ArgumentsError(f"--param {TRACKING}: is empty; give the name of MLflow's experiment, like iddpm")
+    if TRACKING in arguments:
+        require_tracking(arguments[TRACKING])
 
 
 def require_possible_here(arguments: Mapping[str, Any]) -> None:
@@ -336,7 +353,7 @@ def change_for_retry(
         _change_resources(pipeline, arguments, word)
         stages.add(stage)
     for stage in sorted(stages):  # after all words: fields may fit together alone
-        _read_for_cluster(arguments[f"{stage}{_RESOURCES}"], stage)
+        require_dashboard(stage, read_resources(arguments[f"{stage}{_RESOURCES}"], stage=stage))
     if image:  # without one the run's own version takes its own arguments again
         _check(pipeline, arguments)
         _check_for_cluster(pipeline, arguments)
@@ -348,30 +365,21 @@ def _check_for_cluster(pipeline: CompiledPipeline, arguments: Mapping[str, Any])
     chosen = _chosen(pipeline, arguments)
     image_from(chosen["image"], variable="--param image")
     if ABLATION in pipeline.parameters:
-        require_sweep_fits(len(_ablation_trials(chosen)))
+        require_sweep_fits([trial.label for trial in _ablation_trials(chosen)])
         for role, model in (chosen["ablation_options"] or {}).get("runs", {}).items():
             _require_model(f"--param ablation_options: runs.{role}={model}", model)
-    for name in ("storage_root_uri", "data_uri"):
-        if chosen.get(name) and not _S3_URI.fullmatch(chosen[name]):
-            raise ArgumentsError(f"--param {name}={chosen[name]}: the steps of a run share only S3; write s3://BUCKET/PATH")
     if chosen.get("storage_root_uri") == "":
         raise ArgumentsError("--param storage_root_uri: is empty; give the directory of all results, like s3://iddpm")
+    for name in ("storage_root_uri", "data_uri"):
+        if chosen.get(name):
+            require_s3(f"--param {name}", chosen[name])
     _require_models(chosen)
     if chosen.get("data_source"):
         alone = read_resources(chosen[f"data{_RESOURCES}"], stage="data").ray_mode == "local"  # Ray's pods may have volumes
         if alone and "/" in chosen["data_source"] and Path(chosen["data_source"]).exists():
             raise ArgumentsError(f"--param data_source={chosen['data_source']}: is on this machine, and no step sees it; copy it to S3")
     for stage in _stages(pipeline):
-        _read_for_cluster(chosen[f"{stage}{_RESOURCES}"], stage)
-
-
-def _read_for_cluster(text: str, stage: str) -> None:
-    """Refuse resources that do not fit, and the address of a standing Ray cluster that a step's pod could not use."""
-    address = read_resources(text, stage=stage).ray_address
-    if address and not address.startswith(("http://", "https://")):
-        raise ArgumentsError(
-            f"{stage}{_RESOURCES}.ray_address {address}: a step's pod is not on that cluster; give its dashboard, like http://HEAD:8265"
-        )
+        require_dashboard(stage, read_resources(chosen[f"{stage}{_RESOURCES}"], stage=stage))
 
 
 def _require_models(chosen: Mapping[str, Any]) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from step_arguments import preprocess_arguments
 
-from components.launch.step import run_on_cluster
+from components.launch.repeat import may_pass
+from components.launch.step import Step, run_on_cluster
 from components.steps.registry import PREPROCESS
 from training.config.errors import UserError
+from training.distributed.ray_session import StandstillError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -28,6 +34,22 @@ def test_data_prepared_on_a_cluster_is_the_data_prepared_here(tmp_path):
 def test_an_error_of_a_step_on_a_cluster_is_raised_here(tmp_path):
     with pytest.raises(UserError, match="data: "):
         run_on_cluster(PREPROCESS, preprocess_arguments(tmp_path, experiment=json.dumps({"name": "no-such-experiment"})), "local")
+
+
+def test_a_step_whose_worker_stands_still_is_killed_and_may_be_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("components.launch.step._LONGEST_SECONDS", 20.0)  # more than a process takes to start
+
+    class Stopped(Step):
+        def __call__(self, **arguments: Any) -> Any:
+            Path(arguments["file"]).write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    arguments = {"file": str(tmp_path / "pid"), "resources": {}}
+    with pytest.raises(StandstillError, match=r"^step stopped has no result: none has come for 20 s: a process ") as caught:
+        run_on_cluster(Stopped(name="stopped", function="", files_argument=""), arguments, "local")
+    assert may_pass(caught.value)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int((tmp_path / "pid").read_text())).wait(timeout=60)  # Ray kills a stopped one after 5 s
 
 
 def test_a_step_whose_worker_ray_kills_for_its_nodes_memory_may_be_tried_again_and_says_what_to_set(tmp_path):

@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ray.job_submission import JobSubmissionClient
 from step_arguments import preprocess_arguments
@@ -30,6 +31,7 @@ from components.launch.dashboard import RayJobsError, run_on_dashboard
 from components.launch.lease import DIRECTORY, Lease
 from components.launch.rayjob.follow import Pace
 from components.launch.rayjob.manifest import rayjob_name
+from components.launch.repeat import LostError
 from components.launch.run import run_step
 from components.steps.registry import EVALUATE, PREPROCESS, TRAIN
 from training import storage
@@ -116,6 +118,26 @@ def test_a_step_that_fails_there_is_reported_in_one_line(dashboard, tmp_path, ca
         run_on_dashboard(PREPROCESS, arguments, dashboard, pace=_PACE)
     assert "\n" not in str(told.value)
     assert "data: " in capsys.readouterr().out
+
+
+def test_a_step_whose_driver_is_killed_there_may_be_tried_again(dashboard, tmp_path):
+    arguments = preprocess_arguments(tmp_path)
+    call_uri = call_of(PREPROCESS, arguments).uri
+
+    def kill() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            for process in psutil.process_iter(["cmdline"]):
+                if (process.info["cmdline"] or [""])[-1] == call_uri:
+                    process.kill()
+                    return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(LostError, match=r"Ray job iddpm-preprocess-[\w-]+ ended as FAILED: .* exit code (-9|137),"):
+        run_on_dashboard(PREPROCESS, arguments, dashboard, pace=_PACE)
+    killer.join()
 
 
 def _terminated(program: str, *, within_seconds: float, follows: str = "is submitted to") -> str:
@@ -259,6 +281,18 @@ def test_errors_of_the_server_are_waited_out_and_a_refusal_is_not(tmp_path, monk
         pytest.raises(RayJobsError, match="the Ray dashboard refuses: it answered 400: no such field"),
     ):
         run_on_dashboard(PREPROCESS, preprocess_arguments(tmp_path), address)
+
+
+def test_a_job_that_is_gone_may_be_tried_again(tmp_path):
+    def answer(method: str, path: str) -> Answer:
+        if path == "/api/version":
+            return _VERSION
+        if path == "/api/jobs/":
+            return 200, "[]" if method == "GET" else '{"job_id": "x", "submission_id": "x"}'
+        return 404, "no such job"
+
+    with _stand_in(answer) as address, pytest.raises(LostError, match=r"Ray job iddpm-preprocess-[\w-]+ is gone"):
+        run_on_dashboard(PREPROCESS, preprocess_arguments(tmp_path), address, pace=Pace(poll_seconds=0.02, sleep=lambda seconds: None))
 
 
 def test_sigterm_ends_the_step_though_the_dashboard_has_fallen_silent(tmp_path):

@@ -60,7 +60,7 @@ class Status:
     @property
     def is_lost(self) -> bool:
         """True if it failed for a reason that another try may not meet. "Failed" alone is no proof that its pods are gone."""
-        return self.deployment == "Failed" and (self.reason in _LOST or bool(_LOST_DRIVER.search(self.message)))
+        return self.deployment == "Failed" and (self.reason in _LOST or is_lost_driver(self.message))
 
     @property
     def summary(self) -> str:
@@ -70,6 +70,11 @@ class Status:
         return {"": "is not yet seen by KubeRay", "Initializing": "is starting its cluster", "Waiting": "waits to be submitted"}.get(
             self.deployment, f"is {self.deployment}" + (f" ({self.job})" if self.job else "")
         )
+
+
+def is_lost_driver(message: str) -> bool:
+    """Return True if Ray's message about a failed job says that its driver was killed, or that a later try may succeed."""
+    return bool(_LOST_DRIVER.search(message))
 
 
 def read_status(manifest: Mapping[str, Any]) -> Status:

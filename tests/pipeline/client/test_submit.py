@@ -295,7 +295,16 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("nightly-fid", "--param", "threshold_difference=inf"), "threshold_difference is a number"),
         (("nightly-fid", "--param", "threshold_difference=-0.1"), "--param threshold_difference=-0.1: threshold_difference is 0 or more"),
         (("nightly-fid", "--param", "baseline_nights=2"), "--param baseline_nights=2: baseline_nights is 3 or more"),
-        (("train", "--param", "tracking_experiment= "), "--param tracking_experiment: is empty"),
+        (("train", "--param", "tracking_experiment= "), "tracking_experiment is empty; give"),
+        (
+            ("train", "--param", "tracking_experiment={{workflow.name}}"),
+            "--param tracking_experiment: has '{{', with which variables of Argo",
+        ),
+        (("compare", "--param", 'models=["models:/{{x}}/1", "runs:/1"]'), "--param models: has '{{'"),
+        (
+            ("train", "--param", f'experiment_file=base = "digits-hybrid-cosine"\n#{100_000 * "x"}'),
+            "--param experiment_file: is too long; all parameters together may have 100,000 bytes. A long experiment file can be in S3: ",
+        ),
         (("train", "--param", f"data_source={Path(__file__).parent}"), "is on this machine, and no step sees it; copy it to S3"),
         (
             ("ablation", "--param", "ablation_name=vlb-ratio", "--param", 'ablation_options={"runs": {"vlb": ".iddpm/x"}}'),
@@ -465,7 +474,7 @@ def test_finished_steps_are_done_again_from_the_first_run_on(server: FakeKfp, id
             ['experiment_file=base = "digits-hybrid-cosine"', "experiment_preset=digits-hybrid-cosine"],
             "give either a preset or experiment_file",
         ),
-        (["seed=-2"], "seed is -1 or more"),
+        (["seed=-2"], "seed must be 0 or more, or -1, which leaves the experiment's own; got -2"),
         (["seed=4294967296"], "seed: must be in"),
     ],
 )

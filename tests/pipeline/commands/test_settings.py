@@ -9,7 +9,9 @@ from kfp import dsl
 
 from components.launch.logs import PIPELINES
 from components.launch.resources import STAGES, PodSize
+from components.preprocess import preprocess
 from components.settings import settings
+from components.steps.settings import check_settings
 from pipelines.local.run import PipelineError, run_pipeline
 from pipelines.pods import Pod, stage_pod
 from pipelines.services.services import Services
@@ -71,10 +73,10 @@ def test_the_reference_step_gets_one_gpu_of_the_stages(tmp_path: Path, evaluate_
     ],
 )
 def test_the_workers_place_and_what_a_pod_gets_are_said_as_they_are_here(
-    pod: str, train_resources: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    pod: str, train_resources: str, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KFP_POD_NAME", pod)
-    settings.python_func(str(tmp_path), "1", train_resources=train_resources)
+    check_settings("", [], "", -1, "{}", "laptop", train_resources, "laptop")
     assert f"iddpm| {said}\n" in capfd.readouterr().out
 
 
@@ -99,6 +101,7 @@ def test_the_workers_place_and_what_a_pod_gets_are_said_as_they_are_here(
         ("train_resources", '{"ray_mode": "rayjob", "cpu": "2", "rayjob": {"env": {"GRÖSSE": "1"}}}', "can't name an environment variable"),
         ("force_from", "trian", "the steps are train, evaluate, report"),
         ("evaluate_resources", '{"cpu": "many"}', "evaluate_resources.cpu 'many'"),
+        ("tracking_experiment", " ", "tracking_experiment is empty; give the name of MLflow's experiment"),
         ("baseline_nights", 2, "baseline_nights must be 3 or more, got 2"),
         ("threshold_difference", -0.1, "threshold_difference must be a number of 0 or more, got -0.1"),
     ],
@@ -107,6 +110,33 @@ def test_a_wrong_setting_fails_the_first_step(argument: str, value: object, said
     with pytest.raises(UserError) as caught:
         settings.python_func(str(tmp_path), "1", **{argument: value})
     assert said in str(caught.value)
+
+
+def test_a_seed_below_the_one_that_leaves_the_experiments_own_fails_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="seed must be 0 or more, or -1, which leaves the experiment's own; got -2"):
+        settings.python_func(str(tmp_path), "1", experiment_preset="digits-hybrid-cosine", seed=-2)
+
+
+def test_the_address_of_a_ray_cluster_that_a_pod_can_not_join_fails_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = '{"ray_mode": "address", "ray_address": "auto"}'
+    check_settings("", [], "", -1, "{}", "laptop", resources, "laptop")  # on a node of the cluster
+    monkeypatch.setenv("KFP_POD_NAME", "settings-1")
+    with pytest.raises(UserError, match=r"^train_resources\.ray_address auto: a step's pod is not on that cluster; give its dashboard"):
+        check_settings("", [], "", -1, "{}", "laptop", resources, "laptop")
+
+
+@pytest.mark.parametrize("root", ["", "runs", "/data/runs", "s3://"])
+def test_a_storage_root_that_only_one_pod_sees_fails_the_first_step(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KFP_POD_NAME", "settings-1")
+    with pytest.raises(UserError, match=f"^storage_root_uri '{root}': the steps of a run share only S3; write s3://BUCKET/PATH$"):
+        settings.python_func(root, "1")
+
+
+def test_a_data_sets_directory_that_only_one_pod_sees_fails_the_step_that_would_fill_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KFP_POD_NAME", "preprocess-1")
+    experiment = preset("digits-hybrid-cosine").to_json()
+    with pytest.raises(UserError, match=r"^data_uri '/data/digits': the steps of a run share only S3"):
+        preprocess.python_func(None, experiment, "/data/digits", "s3://iddpm", "", "{}", "laptop")
 
 
 def test_the_sources_of_an_ablation_are_refused_where_one_data_set_is_trained_on(tmp_path: Path) -> None:
@@ -121,7 +151,7 @@ def test_a_ray_cluster_without_a_kubernetes_is_refused_before_images_are_prepare
     with pytest.raises(UserError, match=r"^evaluate_resources: no cluster is known here: .* set KUBECONFIG"):
         settings.python_func(str(tmp_path), "1", evaluate_resources="rayjob-2xcpu")
     monkeypatch.setenv("KFP_POD_NAME", "settings-1")  # the step that makes it has a pod of its own
-    settings.python_func(str(tmp_path), "1", evaluate_resources="rayjob-2xcpu")
+    check_settings("", [], "", -1, "{}", "laptop", "laptop", "rayjob-2xcpu")
 
 
 @pytest.mark.parametrize(("queues", "words"), [(None, "needs Kueue"), ({}, "there is no LocalQueue 'training' in namespace runs")])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 
 import pytest
 from recorded_workflows import recorded
 from workflow_size import LIMIT, Nodes, as_json, stored_bytes, sweep_nodes
 
 from components.cluster.workflows import LARGEST_SWEEP, require_sweep_fits
+from evaluation.ablations.definitions.request import AblationRequest
 from pipelines.client.arguments import cluster_arguments_of, compiled_pipeline
 from training.config.errors import UserError
 
@@ -35,8 +38,21 @@ def test_the_largest_sweep_that_is_accepted_fits_with_retries(sweep: tuple[Nodes
 
 
 def test_a_larger_sweep_is_refused_with_the_number_that_fits() -> None:
-    require_sweep_fits(LARGEST_SWEEP)
+    largest = AblationRequest(name="objective-schedule", scale="paper", seeds=5).trials()
+    assert len(largest) == LARGEST_SWEEP
+    require_sweep_fits([trial.label for trial in largest])
     grid = {"diffusion.vlb_weight": [number / 1000 for number in range(1, LARGEST_SWEEP + 2)]}
     words = ["ablation_name=own-grid", f"ablation_grid={json.dumps(grid)}", "experiment_preset=digits-tiny-hybrid-cosine"]
     with pytest.raises(UserError, match=f"has {LARGEST_SWEEP + 1} trials; a run on a cluster takes at most {LARGEST_SWEEP}"):
         cluster_arguments_of(compiled_pipeline("ablation"), preset="", overrides=[], words=words)
+
+
+@pytest.mark.parametrize("length", [100, 200, 400, 1000])
+def test_a_sweep_that_is_accepted_fits_however_long_its_labels_are(sweep: tuple[Nodes, Nodes], length: int) -> None:
+    rng = random.Random(length)
+    labels = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789=.-", k=length)) for _ in range(LARGEST_SWEEP)]
+    with pytest.raises(UserError, match=r"takes at most [0-9]+ that vary as much as these") as refusal:
+        require_sweep_fits(labels)
+    largest = int(re.findall("at most ([0-9]+)", str(refusal.value))[0])
+    require_sweep_fits(labels[:largest])
+    assert stored_bytes(sweep, largest, labels) < LIMIT < stored_bytes(sweep, int(largest * 1.25), labels * 2)

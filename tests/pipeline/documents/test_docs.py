@@ -66,6 +66,7 @@ def test_the_site_builds_and_no_link_of_it_is_broken(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert not [*(tmp_path / "site").rglob("*.py*")]
     commands = (tmp_path / "site" / "reference" / "commands" / "index.html").read_text()
     assert "iddpm ablate" in commands
     assert "--no-wait" in commands

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from webhook_receiver import NONSENSE, SILENCE, Receiver, receive
 
+from components.reaper.messages import HUNG_VARIABLE, tell_webhook
 from components.resolve_model import resolve_model
 from components.steps import nightly as nightly_run
 from components.steps import webhook
 from components.steps.compare import tell_comparison
 from components.steps.run_messages import End, tell_end
+from training.config.errors import UserError
 
 _MESSAGE = {"event": "failed", "text": "worse"}
 
@@ -280,6 +282,14 @@ def test_only_events_that_are_wanted_are_told(
     for event in ("started", "failed"):
         assert webhook.send_once({"event": event, "text": ""}, str(tmp_path / f"{event}.json"))
     assert [message["event"] for message in server.messages] == told
+
+
+@pytest.mark.parametrize("word", ["-5", "nan", "inf", "an hour"])
+def test_a_time_after_which_no_training_can_hang_is_refused(server: Receiver, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    monkeypatch.setenv(HUNG_VARIABLE, word)
+    with pytest.raises(UserError, match=rf"must be a number of minutes, 0 or more; it is '{word}'"):
+        tell_webhook(None)  # type: ignore[arg-type]  # the cluster is not asked
+    assert server.messages == []
 
 
 def test_events_that_do_not_exist_are_named_once(
