@@ -11,10 +11,10 @@ unexport PYTHONDONTWRITEBYTECODE
 SETUP_LOG := .venv/setup.log
 PRINT_VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 
-.PHONY: help setup same-python docs pictures demo down image image-base image-test test test-fast lint format golden golden-check links ci mutations test-processors ablations kind conformance bench bench-gpu bench-stopping bench-nightly bench-intervals bench-samplers clean
+.PHONY: help setup same-python docs pictures demo down image image-base image-test test test-fast lint format golden golden-check links ci mutations test-processors ablations kind conformance bench bench-train bench-eval bench-gpu bench-stopping bench-nightly bench-intervals bench-samplers clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-23s %s\n", $$1, $$2}'
 
 same-python:
 	@[ -z "$(PYTHON)" ] || "$(PYTHON)" $(PRINT_VERSION) >/dev/null 2>&1 || { echo "setup: $(PYTHON) is no Python that runs; name another one" >&2; exit 1; }

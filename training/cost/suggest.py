@@ -66,7 +66,7 @@ def suggest_experiment(
     largest, width, batch_size, usual_hours = _CARD_SIZES[card]
     size = largest_image_size(min_side, card)
     on_cpu = card == "CPU"
-    # A CPU trains a small network, for too few passes to learn thousands of images by heart.
+    # A CPU trains a small network, for too few passes to memorise thousands of images.
     dropout = 0.3 if num_images < (1_000 if on_cpu else 5_000) else 0.1 if num_images < 100_000 else 0.0
     base = f"images{max(size, 32)}-hybrid-cosine"
     dataclasses.replace(preset(base).data, name=name)  # refuses a name before it stands in a text that nobody has written
@@ -80,7 +80,7 @@ def suggest_experiment(
         ],
         "model": [
             f"model_channels = {width}  # the width of the network; twice as wide is four times as slow",
-            f"dropout = {dropout}  # {num_images:,} images: fewer need more against learning them by heart",
+            f"dropout = {dropout}  # {num_images:,} images; fewer need more dropout against overfitting",
             f"class_conditional = {'true' if num_classes else 'false'}",
         ],
     }
@@ -125,7 +125,7 @@ def suggest_experiment(
         ),
         f"num_samples = {min(1_000 if on_cpu else 10_000, max(num_images, scored))}  # drawn for the reported distance",
         f"scoring_num_samples = {scored}  # drawn for the score of each checkpoint",
-        f"likelihood_num_images = {100 if on_cpu else 2_000}  # held-out images for bits/dim",
+        f"likelihood_num_images = {100 if on_cpu else 2_000}  # held-out images for bits/dim; all of them if there are fewer",
     ]
     if on_cpu:
         lines["evaluation.sampling"] = ['spacing = "50"  # steps an image of the reported distance']

@@ -42,7 +42,7 @@ def test_a_suggested_batch_fits_the_card_and_its_training_a_day(card: str) -> No
 
 def test_every_choice_is_explained_and_few_images_are_not_seen_for_ever() -> None:
     text = suggest_experiment(num_images=60, min_side=32, channels=3, card="cpu")
-    assert "dropout = 0.3  # 60 images: fewer need more" in text
+    assert "dropout = 0.3  # 60 images; fewer need more dropout" in text
     experiment = read_experiment_file(text)
     assert experiment.optim.num_steps * experiment.optim.global_batch_size <= 2_000 * 60
     assert experiment.evaluation.num_samples >= experiment.evaluation.scoring_num_samples, (
