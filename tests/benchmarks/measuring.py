@@ -112,8 +112,20 @@ def convolution_peak(device: torch.device, dtype: torch.dtype, *, quick: bool = 
     """FLOPs a second of a 3x3 convolution of 256 channels at 32x32, forward and backward: the network's own roofline."""
     batch = 1 if quick else 1024 if device.type == "cuda" else 8
     layer = torch.nn.Conv2d(256, 256, 3, padding=1, device=device, dtype=dtype)
-    x = torch.randn(batch, 256, 32, 32, device=device, dtype=dtype, requires_grad=True)
-    gradient = torch.ones(batch, 256, 32, 32, device=device, dtype=dtype)
+    return _peak(layer, torch.randn(batch, 256, 32, 32, device=device, dtype=dtype), device, quick)
+
+
+def matrix_product_peak(device: torch.device, dtype: torch.dtype, *, quick: bool = False) -> float:
+    """FLOPs a second of the matrix product with the factors of that convolution, forward and backward."""
+    batch = 1 if quick else 256 if device.type == "cuda" else 8  # nine times the memory of the convolution's images
+    layer = torch.nn.Linear(9 * 256, 256, device=device, dtype=dtype)
+    return _peak(layer, torch.randn(batch * 32 * 32, 9 * 256, device=device, dtype=dtype), device, quick)
+
+
+def _peak(layer: torch.nn.Module, x: torch.Tensor, device: torch.device, quick: bool) -> float:
+    """The fastest of ten passes; each multiplies the weights with every position, and so do its two gradients."""
+    x.requires_grad_()
+    gradient = torch.ones_like(layer(x))
 
     def step() -> None:
         layer.zero_grad()
@@ -122,7 +134,7 @@ def convolution_peak(device: torch.device, dtype: torch.dtype, *, quick: bool = 
 
     for _ in range(3):
         step()
-    flops = 3 * 2 * 9 * 256 * 256 * 32 * 32 * batch
+    flops = 3 * 2 * 9 * 256 * gradient.numel()
     return flops / min(seconds_of(step, device=device) for _ in range(1 if quick else 10))
 
 

@@ -105,6 +105,14 @@ DEPTH, TERMS = 204, 12_288
 """CIFAR-10's network: layers one after another, and terms of its longest sum, a GroupNorm's of 12 channels at 32 px."""
 
 
+def _roofline() -> list[Row]:
+    return [
+        Row(key=f"roofline.{key}-{dtype}", what=f"{what}, {dtype}", against="", unit="GFLOP/s", goals={"cpu": None, "cuda": None})
+        for key, what in (("convolution", "convolution"), ("matrix-product", "matrix product with the same factors"))
+        for dtype in ("fp32", "bf16")
+    ]
+
+
 def _numerics() -> list[Row]:
     """Rows whose goal is the rounding of float32, in millionths, as a relative root mean square.
 
@@ -203,8 +211,7 @@ def _predicted_memory() -> list[Row]:
 
 
 ROWS: tuple[Row, ...] = (
-    Row(key="roofline.convolution-fp32", what="convolution, fp32", against="", unit="GFLOP/s", goals={"cpu": None, "cuda": None}),
-    Row(key="roofline.convolution-bf16", what="convolution, bf16", against="", unit="GFLOP/s", goals={"cpu": None, "cuda": None}),
+    *_roofline(),
     Row(key="roofline.copy", what="copy in memory", against="", unit="GB/s", goals={"cpu": None, "cuda": None}),
     *_numerics(),
     *_training(),
