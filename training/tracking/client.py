@@ -60,7 +60,7 @@ def tracking_uri() -> str:
     if contains_password(uri):  # links and messages show it
         raise TrackingError("MLFLOW_TRACKING_URI must not contain a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     if not uri:
-        raise TrackingError("MLFLOW_TRACKING_URI is not set; 'iddpm up' starts a local MLflow and shows its address, a cluster has its own")
+        raise TrackingError("no MLflow server is known: 'iddpm up' starts one on this machine; for another, set MLFLOW_TRACKING_URI")
     return uri
 
 
