@@ -37,7 +37,7 @@ def _deleted(root: str) -> str:
 def test_training_computes_them_again_where_they_were_and_says_why(root, monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # the step ends right after
     uri = _deleted(root)
-    with pytest.raises(TrackingError, match="is not set"):
+    with pytest.raises(TrackingError, match="no MLflow server is known"):
         train_run(preset(_PRESET).to_json(), f"{root}/data", uri, root, "iddpm", {})
     assert load_reference(uri).features.num_images == read_manifest(f"{root}/data/train").num_images
     assert f"{uri} was deleted, which KFP's cache does not see" in capsys.readouterr().out
