@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,6 +13,7 @@ from evaluation.records.devices import choose_device
 from evaluation.sampling.generate import Labels
 from training.config.errors import UserError
 from training.config.experiment import Extractor, LikelihoodForm, Precision, SamplingConfig
+from training.config.plain import LATER
 from training.config.validation import validate
 
 _RESULT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -23,6 +24,7 @@ _RESERVED_NAMES = re.compile(
 """Names in a run's directory that pipelines, studies and ablations use."""
 
 _AtLeastOne = Annotated[int, Field(ge=1)]
+_AtLeastTwo = Annotated[int, Field(ge=2)]
 _AtLeastZero = Annotated[int, Field(ge=0)]
 
 
@@ -36,6 +38,7 @@ class EvaluationOptions:
             gives it real training images, downsampled.
         metrics: Further metrics; see `evaluation.distances.metrics`.
         memorisation: Search the training set for copies among the samples (`evaluation.memorisation`).
+        num_reference_images: Real images behind the reference statistics, 2 or more; a data set with fewer has all of them there.
         likelihood_steps: K: network evaluations per image for "stratified" and "learned", strided timesteps for "spaced".
         purpose: Name of the draw: "report" for the reported number; another word gives independent noise.
         seed: Seed of all noise, to compare models on the same; None derives it from the experiment's seed and the purpose.
@@ -70,6 +73,7 @@ class EvaluationOptions:
     keep_images: bool = False
     held_out: bool = True
     result_name: str = "final"
+    num_reference_images: _AtLeastTwo | None = field(default=None, metadata=LATER)
 
     @property
     def own_device(self) -> str:

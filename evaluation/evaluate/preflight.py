@@ -77,10 +77,10 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     reference = load_reference(reference_uri)
     metrics = _check_metrics(options, model, extractor, reference)
     provenance = reference.require(extractor=extractor, experiment=experiment, manifest=train)
-    expected = min(experiment.evaluation.num_reference_images or train.num_images, train.num_images)
-    if provenance.num_images != expected:
+    wanted = options.num_reference_images or experiment.evaluation.num_reference_images or train.num_images
+    if provenance.num_images != min(wanted, train.num_images):
         raise UserError(
-            f"the reference {reference_uri} is of {provenance.num_images:,} images, the experiment's protocol takes {expected:,}; "
+            f"the reference {reference_uri} is of {provenance.num_images:,} images, the protocol takes {min(wanted, train.num_images):,}; "
             "compute it again"
         )
     samples = plan_samples(

@@ -34,7 +34,8 @@ _TITLES = {
     "label_agreement": "Label agreement",
     "copied_share": "Copied images",
 }
-_SHARES = frozenset({"label_agreement", "precision", "recall", "coverage", "copied_share"})
+SHARES = frozenset({"label_agreement", "precision", "recall", "coverage", "copied_share"})
+"""Metrics that are a fraction of images; people read them in percent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +150,7 @@ def metric_score(name: str, item: Mapping[str, Any]) -> Score:
         method=item.get("method", ""),
         bias=item.get("bias"),
         note=item["note"],
-        is_share=name in _SHARES,
+        is_share=name in SHARES,
     )
 
 

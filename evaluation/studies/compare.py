@@ -38,7 +38,15 @@ from training.data.format.manifest import read_manifest
 _NUM_SHOWN = 10
 _MOST_LISTED = 3
 """A note lists so many models; of more it gives the number."""
-_PROTOCOL_FIELDS = ("num_samples", "sampling", "likelihood_split", "likelihood_num_images", "likelihood_form", "likelihood_steps")
+_PROTOCOL_FIELDS = (
+    "num_samples",
+    "num_reference_images",
+    "sampling",
+    "likelihood_split",
+    "likelihood_num_images",
+    "likelihood_form",
+    "likelihood_steps",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +229,10 @@ def _shared_options(models: Sequence[Described], options: EvaluationOptions, dat
     metrics: tuple[str, ...] | None = options.metrics if options.metrics is not None else experiment.evaluation.metrics
     if metrics is None and any(model.experiment.evaluation.metrics is not None for model in models):  # None would mean each one's own
         metrics = default_metrics(own["extractor"], models[0].num_classes)
+    counts = {model.experiment.evaluation.num_reference_images for model in models}
+    if len(counts) > 1:  # as for metrics; equal ones are left out, so that results of before are found
+        first = experiment.evaluation.num_reference_images or read_manifest(storage.join(data_uri, "train")).num_images
+        own["num_reference_images"] = options.num_reference_images or first
     return dataclasses.replace(options, **own, metrics=metrics, purpose="compare", seed=seed)
 
 

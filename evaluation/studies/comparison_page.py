@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from evaluation.records.numbers import NONE, plain_estimate
 from evaluation.records.paired import Difference, judge_together
 from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
+from evaluation.records.score_card import SHARES
 from evaluation.records.stored import finite_scores
 from evaluation.reports.charts import COLOURS, Chart, Line, Picture, draw_lines
 from evaluation.reports.html import data_uri, render, text_table
@@ -84,20 +86,36 @@ def _tables(comparison: Comparison) -> list[list[list[str]]]:
     measures += [("bits/dim", "bits_per_dim", bits)] if bits else []
     unpaired = _unpaired(comparison)
     for name in (each for each in results[0].metrics if each not in unpaired):
-        items = [each.metrics[name] for each in results]
-        measures.append((name.replace("_", " "), name, [(item["value"], item["standard_error"]) for item in items]))
+        measures.append((_title(name), name, [_metric_value(each, name) for each in results]))
     tables = []
     for name, measure, values in measures:
-        judged = _judged([_differences(model).get(measure) for model in comparison.models])
+        differences = [_differences(model).get(measure) for model in comparison.models]
+        judged = _judged([_in_percent(each) for each in differences] if measure in SHARES else differences)
         rows = [[model.name, plain_estimate(*value), *cells] for model, value, cells in zip(comparison.models, values, judged, strict=True)]
         tables.append([["Model", name, "difference to the first", "P(better)", _VERDICT], *rows])
     if unpaired:
-        estimates = [
-            [plain_estimate(each.metrics[name]["value"], each.metrics[name]["standard_error"]) for name in unpaired] for each in results
-        ]
+        estimates = [[plain_estimate(*_metric_value(each, name)) for name in unpaired] for each in results]
         rows = [[model.name, *cells] for model, cells in zip(comparison.models, estimates, strict=True)]
-        tables.append([["Model", *(name.replace("_", " ") for name in unpaired)], *rows])
+        tables.append([["Model", *map(_title, unpaired)], *rows])
     return tables
+
+
+def _title(metric: str) -> str:
+    return metric.replace("_", " ") + (" in %" if metric in SHARES else "")
+
+
+def _metric_value(result: EvaluationResult, name: str) -> tuple[float | None, float | None]:
+    """Return a metric and its standard error; a share in percent, as an evaluation shows it."""
+    value, error = (result.metrics[name][key] for key in ("value", "standard_error"))
+    scale = 100.0 if name in SHARES else 1.0
+    return value and value * scale, error and error * scale
+
+
+def _in_percent(difference: Difference | None) -> Difference | None:
+    if difference is None:
+        return None
+    error = difference.standard_error
+    return dataclasses.replace(difference, value=100 * difference.value, standard_error=None if error is None else 100 * error)
 
 
 def _unpaired(comparison: Comparison) -> list[str]:

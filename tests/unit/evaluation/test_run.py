@@ -190,7 +190,7 @@ def test_invalid_options_are_refused_before_the_first_draw(run_uri: str, digits_
     with pytest.raises(CheckpointError):
         evaluate(ModelSpec(checkpoint_uri=uri, weights="ema_0.5"), digits_uri, reference_uri)
     some = compute_reference(f"{digits_uri}/train", load_extractor("digits-classifier"), str(tmp_path / "some.npz"), num_images=100)
-    with pytest.raises(UserError, match="is of 100 images, the experiment's protocol takes 1,497"):
+    with pytest.raises(UserError, match="is of 100 images, the protocol takes 1,497"):
         evaluate(uri, digits_uri, some.uri)
     other_split = compute_reference(f"{digits_uri}/test", load_extractor("digits-classifier"), str(tmp_path / "test.npz"))
     with pytest.raises(UserError, match="split: 'test', not 'train'"):

@@ -13,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from evaluation.distances.reference_statistics import compute_reference
 from evaluation.evaluate.options import EvaluationOptions
+from evaluation.features.extractors import load_extractor
 from evaluation.records.paired import Difference, judge_together
 from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_model
@@ -106,6 +108,17 @@ def test_further_metrics_are_paired_where_noise_is_shared_and_have_a_better_side
     page = as_study(dataclasses.replace(comparison, models=(first, same, certain))).files["comparison.html"].decode()
     assert "better by itself" not in page, "a difference whose error can't be estimated has no verdict"
     assert "No difference is judged for density: it has no better side." in page
+
+
+def test_shares_are_in_percent_as_an_evaluation_shows_them(comparison: Comparison) -> None:
+    first, _, other = comparison.models
+    share, difference = first.result.metrics["label_agreement"]["value"], other.metric_differences["label_agreement"]
+    study = as_study(comparison)
+    for text in (study.text, study.files["comparison.html"].decode()):
+        assert "label agreement in %" in text
+        assert f"{100 * share:.4g}" in text
+        assert dataclasses.replace(difference, value=100 * difference.value).value_and_interval.split(" ")[0] in text
+    assert study.points["label_agreement/1_step_100", 0] == share, "MLflow keeps the fraction, as evaluations do"
 
 
 def test_a_higher_share_is_better() -> None:
@@ -248,6 +261,23 @@ def test_all_models_have_the_metrics_of_the_first_one(
         found = compare(models, digits_uri, reference_uri, options=options)
         assert [set(model.result.metrics) for model in found.models] == [names, names]
         assert max(names).replace("_", " ") in as_study(found).text
+
+
+def test_all_models_are_measured_against_as_many_real_images_as_the_first_one(
+    run_uri: str, experiment: Experiment, digits_uri: str, reference_uri: str, tmp_path: Path
+) -> None:
+    other = experiment.override(["evaluation.num_reference_images=100"])
+    state = load_model(checkpoint.checkpoint_uri(run_uri, 200)).network.state_dict()  # type: ignore[attr-defined]
+    checkpoint.save(str(tmp_path / "other"), 1, {"experiment.json": other.to_dict(), "ema_0.99.pt": state})
+    fewer = compute_reference(f"{digits_uri}/train", load_extractor("digits-classifier"), str(tmp_path), 100).uri
+    specs = [_spec(run_uri, 200), _spec(str(tmp_path / "other"), 1)]
+    options = EvaluationOptions(num_samples=20, likelihood=False, metrics=())
+    for models, uri, count in ((specs, reference_uri, 1497), (specs[::-1], fewer, 100)):
+        found = compare(models, digits_uri, uri, options=options)
+        assert [model.result.protocol["distance"]["reference"]["num_images"] for model in found.models] == [count] * 2
+        assert any("the num_reference_images of" in note for note in found.notes)
+        assert found.models[1].distance_difference is not None
+        assert abs(found.models[1].distance_difference.value) < 1e-9  # the same weights, noise and reference
 
 
 def test_short_names_contain_what_differs_and_are_unique(kept_run_uri: str) -> None:
