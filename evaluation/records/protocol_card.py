@@ -95,7 +95,7 @@ def card_rows(card: Mapping[str, Any], likelihood_summary: Mapping[str, Any] | N
         features_row(reference),
         (
             "Standard error",
-            "jackknife over ten blocks of samples, less what it counts twice: the spread over draws, not the bias of a finite sample",
+            "jackknife over ten blocks of samples, corrected (Efron and Stein 1981): the spread over draws, not the bias of few samples",
         ),
     ]
     if likelihood is not None:

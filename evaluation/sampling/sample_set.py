@@ -29,6 +29,7 @@ from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Precision, SamplingConfig
 from training.config.spacing import learned_count
+from training.shapes import Int64, UInt8
 
 PLAN = "plan.json"
 
@@ -181,14 +182,15 @@ def _read_chunk(uri: str, number: int) -> tuple[Tensor, Tensor | None]:
         raise UserError(f"{error}. Delete this file, and the command that draws the set draws its images again") from error
 
 
-def _draw_chunk(chunk: Chunk[SamplePlan]) -> int:
-    plan = chunk.plan
-    model = load_cached(plan.model, chunk.device)
-    images, labels = concatenated(
+def draw_rows(
+    plan: SamplePlan, model: TrainedModel, start: int, size: int
+) -> tuple[UInt8[Tensor, "images channels height width"], Int64[Tensor, " images"] | None]:
+    """Draw the images `start` to `start + size - 1` of a plan by its model; return images and labels as `concatenated`."""
+    return concatenated(
         generate(
             model,
-            num_images=chunk.size,
-            start=chunk.start,
+            num_images=size,
+            start=start,
             seed=plan.seed,
             sampling=plan.sampling,
             labels=plan.labels,
@@ -198,6 +200,10 @@ def _draw_chunk(chunk: Chunk[SamplePlan]) -> int:
             low_res=_low_res(plan, model),
         )
     )
+
+
+def _draw_chunk(chunk: Chunk[SamplePlan]) -> int:
+    images, labels = draw_rows(chunk.plan, load_cached(chunk.plan.model, chunk.device), chunk.start, chunk.size)
     npz.write_images(chunk.uri, images, labels)
     return len(images)
 

@@ -26,7 +26,7 @@ from evaluation.records.paired import Difference
 from evaluation.records.protocol_card import as_plain, derived_seed
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import run_uri_of
-from evaluation.sampling.generate import RealLowRes, concatenated, generate
+from evaluation.sampling.sample_set import SamplePlan, draw_rows
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
 from training.config.errors import UserError
@@ -128,9 +128,7 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
     shared = _shared_options(described, options or EvaluationOptions(), data_uri)
     names = short_names(described)
     own = [dataclasses.replace(shared, result_name=f"compare-{_key(spec, shared)}") for spec in models]
-    class_counts: tuple[int, ...] = ()
-    for spec, each in zip(models, own, strict=True):
-        class_counts = preflight(spec, data_uri, reference_uri, each).samples.class_counts
+    plans = [preflight(spec, data_uri, reference_uri, each).samples for spec, each in zip(models, own, strict=True)]
     compared: list[Compared] = []
     for name, spec, model, each in zip(names, models, described, own, strict=True):
         say(f"{name}: {spec.checkpoint_uri}")
@@ -148,7 +146,7 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
         )
     return Comparison(
         models=tuple(compared),
-        grid=_grid(models, names, shared, data_uri, class_counts),
+        grid=_grid(plans, names, shared.own_device),
         notes=_protocol_notes(described, names, with_likelihood=compared[0].result.likelihood is not None),
     )
 
@@ -260,32 +258,15 @@ def _likelihood_difference(first: EvaluationResult, second: EvaluationResult) ->
     )
 
 
-def _grid(
-    models: Sequence[ModelSpec], names: Sequence[str], options: EvaluationOptions, data_uri: str, class_counts: Sequence[int]
-) -> bytes:
+def _grid(plans: Sequence[SamplePlan], names: Sequence[str], device: str) -> bytes:
     """Draw the first images of each evaluation: a row has one model, a column one noise and label."""
-    sampling, seed = options.sampling, options.seed
-    assert sampling is not None, "the shared protocol names its sampler"
-    assert seed is not None, "and its seed"
+    num_shown = min(_NUM_SHOWN, plans[0].num_images)
     rows, labels = [], None
-    for spec in models:
-        model = spec.load(options.own_device)
-        size = model.experiment.model.low_res_size
-        low_res = None if size is None else RealLowRes(storage.join(data_uri, "train"), size)
-        images, labels = concatenated(
-            generate(
-                model,
-                num_images=_NUM_SHOWN,
-                seed=seed,
-                sampling=sampling,
-                labels=options.labels,
-                class_counts=class_counts,
-                low_res=low_res,
-            )
-        )
+    for plan in plans:
+        images, labels = draw_rows(plan, plan.model.load(device), 0, num_shown)
         rows.append(images)
     columns = [] if labels is None else [str(int(label)) for label in labels]
-    pixels = grids.sample_grid(torch.cat(rows), num_columns=_NUM_SHOWN, row_names=names, column_names=columns)
+    pixels = grids.sample_grid(torch.cat(rows), num_columns=num_shown, row_names=names, column_names=columns)
     return grids.to_png(pixels)
 
 

@@ -220,7 +220,7 @@ def test_the_score_card_has_every_number_with_its_interval_and_how_it_is_found(r
         "FD(digits-classifier)",
         "1.235",
         "1.162 to 1.307",
-        "jackknife over ten blocks of samples less what it counts twice, Student&#39;s t",
+        "jackknife over ten blocks of samples, corrected (Efron and Stein 1981), Student&#39;s t",
         f"{9 * (1.245 - 1.23456):+.2g}",
     ]
     assert cells[10] == "Label agreement"

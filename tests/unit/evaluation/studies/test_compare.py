@@ -18,12 +18,13 @@ from evaluation.evaluate.options import EvaluationOptions
 from evaluation.features.extractors import load_extractor
 from evaluation.records.paired import Difference, judge_together
 from evaluation.records.run_directory import run_uri_of
+from evaluation.sampling.sample_set import draw, plan_samples
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_model
 from evaluation.studies.compare import Comparison, compare, short_names
 from evaluation.studies.comparison_page import as_study
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.config.experiment import Experiment
+from training.config.experiment import Experiment, SamplingConfig
 from training.models.unet import make_model
 
 _FEW = EvaluationOptions(num_samples=60, likelihood_num_images=20, metrics=("mind", "density_coverage", "label_agreement"))
@@ -331,6 +332,27 @@ def test_labels_as_in_the_data_are_drawn_for_the_grid_too(run_uri: str, digits_u
     options = EvaluationOptions(num_samples=20, likelihood=False, metrics=(), labels="data")
     found = compare([_spec(run_uri, step) for step in (100, 200)], digits_uri, reference_uri, options=options)
     assert found.grid.startswith(b"\x89PNG")
+
+
+def test_the_grid_of_upsamplers_enlarges_the_images_that_were_measured(
+    experiment: Experiment, digits_uri: str, reference_uri: str, tmp_path: Path
+) -> None:
+    def stage(name: str, seed: int, overrides: list[str]) -> ModelSpec:
+        mine = experiment.override([*overrides, f"seed={seed}"])
+        torch.manual_seed(seed)
+        checkpoint.save(str(tmp_path / name), 1, {"experiment.json": mine.to_dict(), "ema_0.99.pt": make_model(mine).state_dict()})
+        return _spec(str(tmp_path / name), 1)
+
+    first = stage("first", 0, ["data.image_size=4", "model.channel_mult=1,2"])
+    small_uri, sampling = str(tmp_path / "small"), SamplingConfig(spacing="4")
+    shape = {"labels": "balanced", "class_counts": (), "data_uri": digits_uri}
+    draw(plan_samples(first, first.load("cpu"), num_images=20, seed=0, sampling=sampling, **shape), small_uri)  # type: ignore[arg-type]
+    second = [stage(f"second-{seed}", seed, ["model.low_res_size=4"]) for seed in (1, 2)]
+    options = EvaluationOptions(num_samples=20, likelihood=False, metrics=(), sampling=sampling)
+    real, generated = (
+        compare(second, digits_uri, reference_uri, options=dataclasses.replace(options, low_res_uri=uri)).grid for uri in ("", small_uri)
+    )
+    assert real != generated
 
 
 def test_one_network_is_in_memory_at_a_time(run_uri: str, digits_uri: str, reference_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
