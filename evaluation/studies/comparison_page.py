@@ -24,6 +24,8 @@ from training.cost.estimate import TRAINING_PASSES, count_macs
 
 _TEMPLATE = Path(__file__).with_name("comparison.html.jinja")
 _VERDICT = "verdict"
+_Estimate = tuple[float | None, float | None]
+"""A number and its standard error; None where it is not finite, or unknown."""
 _MOST_NAMED = 3
 """A title names so many models; of more it gives the number."""
 
@@ -81,8 +83,12 @@ def _differences(model: Compared) -> dict[str, Difference | None]:
 def _tables(comparison: Comparison) -> list[list[list[str]]]:
     """Return a table for each number whose difference is known, and one for the others; the first row has the headers."""
     results = [model.result for model in comparison.models]
-    measures = [(results[0].distance_name, "distance", [(each.distance, each.distance_standard_error) for each in results])]
-    bits = [(each.likelihood["bits_per_dim"], each.likelihood["standard_error"]) for each in results if each.likelihood is not None]
+    measures: list[tuple[str, str, list[_Estimate]]] = [
+        (results[0].distance_name, "distance", [(each.distance, each.distance_standard_error) for each in results])
+    ]
+    bits: list[_Estimate] = [
+        (each.likelihood["bits_per_dim"], each.likelihood["standard_error"]) for each in results if each.likelihood is not None
+    ]
     measures += [("bits/dim", "bits_per_dim", bits)] if bits else []
     unpaired = _unpaired(comparison)
     for name in (each for each in results[0].metrics if each not in unpaired):
@@ -104,7 +110,7 @@ def _title(metric: str) -> str:
     return metric.replace("_", " ") + (" in %" if metric in SHARES else "")
 
 
-def _metric_value(result: EvaluationResult, name: str) -> tuple[float | None, float | None]:
+def _metric_value(result: EvaluationResult, name: str) -> _Estimate:
     """Return a metric and its standard error; a share in percent, as an evaluation shows it."""
     value, error = (result.metrics[name][key] for key in ("value", "standard_error"))
     scale = 100.0 if name in SHARES else 1.0
