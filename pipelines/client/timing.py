@@ -17,6 +17,7 @@ from croniter import CroniterBadDateError, CroniterError, croniter
 
 from training.config.errors import UserError
 
+_DAY_MINUTES = 24 * 60
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MIN_INTERVAL_SECONDS = 60
 _YEARS_AHEAD = 5  # KFP looks no further for the next time
@@ -118,7 +119,14 @@ def next_times(cron: str, zone: str, count: int, after: datetime | None = None) 
     start = (after or datetime.now(UTC)).astimezone(find_zone(zone))
     # With a star in one of the two days both must hold, else one of them: croniter calls this cron's bug, and KFP has it.
     times = croniter(cron, start, second_at_beginning=True, implement_cron_bug=True, max_years_between_matches=_YEARS_AHEAD)
-    return [times.get_next(datetime) for _ in range(count)]
+    _, minute, hour, *_ = cron.split()
+    hours, minutes = _all_values(hour, 2, 24), _all_values(minute, 1, 60)
+    found: list[datetime] = []
+    while len(found) < count:
+        time: datetime = times.get_next(datetime)
+        if time.hour in hours and time.minute in minutes:  # croniter moves a time that the clocks leave out in spring; KFP skips it
+            found.append(time)
+    return found
 
 
 def parse_duration(text: str, option: str) -> int:
@@ -188,17 +196,26 @@ def _in_cluster_zone(cron: str, zone: str, cluster_zone: str) -> str:
         by_season = " or ".join(f"{shift:+g} h" for shift in sorted(shifts))
         raise UserError(f"KFP has one zone for all schedules, {cluster_zone}, and {zone} differs by {by_season} with the season; {remedy}")
     shift = shifts.pop()
-    second, minute, hour, *days = cron.split()
-    hours = _values(hour, 2)
     if shift == 0:
         return cron
-    hours_there = [each - shift for each in (range(24) if hours == ["*"] else hours)]
-    changes_day = any(not 0 <= each < 24 for each in hours_there) and set(days) - {"*", "?"}
-    if shift % 1 or changes_day:
+    second, minute, hour, *days = cron.split()
+    minutes, hours = _all_values(minute, 1, 60), _all_values(hour, 2, 24)
+    times = [60 * each + past - round(60 * shift) for each in hours for past in minutes]
+    changes_day = any(not 0 <= each < _DAY_MINUTES for each in times) and set(days) - {"*", "?"}
+    hours_there, minutes_there = {each // 60 % 24 for each in times}, {each % 60 for each in times}
+    # A shift by half an hour may put minutes of one hour into two.
+    if changes_day or len(hours_there) * len(minutes_there) > len(times):
         raise UserError(f"KFP has one zone for all schedules, {cluster_zone}, and {cron!r} in {zone} has no equivalent there; {remedy}")
-    if hours == ["*"]:
-        return cron
-    return " ".join([second, minute, ",".join(f"{each:g}" for each in sorted(each % 24 for each in hours_there)), *days])
+    return " ".join([second, minute if shift % 1 == 0 else _field(minutes_there, 60), _field(hours_there, 24), *days])
+
+
+def _all_values(field: str, number: int, count: int) -> list[int]:
+    values = _values(field, number)
+    return list(range(count)) if values == ["*"] else values
+
+
+def _field(values: set[int], count: int) -> str:
+    return "*" if len(values) == count else ",".join(map(str, sorted(values)))
 
 
 def _offsets_between(zone: ZoneInfo, other: ZoneInfo) -> set[float]:

@@ -53,9 +53,18 @@ def test_times_are_those_of_kfps_scheduler(text: str, times: list[str]) -> None:
 
 
 def test_times_are_by_the_clock_of_the_zone_over_its_changes() -> None:
-    days = _next("0 0 2 * * *", 3, datetime(2027, 3, 26, 12, tzinfo=UTC), "Europe/Berlin")
-    assert days[0] == "Sat 27.03. 02:00:00"
-    assert days[2] == "Mon 29.03. 02:00:00"
+    days = _next("0 0 3 * * *", 3, datetime(2027, 3, 26, 12, tzinfo=UTC), "Europe/Berlin")
+    assert days == ["Sat 27.03. 03:00:00", "Sun 28.03. 03:00:00", "Mon 29.03. 03:00:00"]
+
+
+@pytest.mark.parametrize("cron", ["0 0 2 * * *", "0 30 2 * * *"])
+def test_a_time_that_the_clocks_leave_out_is_skipped_and_one_that_comes_twice_is_there_twice(cron: str) -> None:
+    # What robfig/cron 1.2 itself returned for these, which is KFP's scheduler.
+    spring = next_times(cron, "Europe/Berlin", 2, datetime(2027, 3, 26, 12, tzinfo=UTC))
+    assert [f"{time:%d.%m. %z}" for time in spring] == ["27.03. +0100", "29.03. +0200"]
+    autumn = next_times(cron, "Europe/Berlin", 3, datetime(2027, 10, 30, 12, tzinfo=UTC))
+    assert [f"{time:%d.%m. %z}" for time in autumn] == ["31.10. +0200", "31.10. +0100", "01.11. +0100"]
+    assert {f"{time:%H:%M}" for time in [*spring, *autumn]} == {f"02:{cron.split()[1]:0>2}"}
 
 
 @pytest.mark.parametrize(
@@ -105,6 +114,10 @@ def test_what_kfp_would_refuse_or_misread_is_refused_with_the_form_it_should_hav
         ("0 15 * * * *", "Asia/Tokyo", "UTC", "0 15 * * * *"),
         ("0 0 2 * * *", "Europe/Paris", "Europe/Berlin", "0 0 2 * * *"),
         ("0 0 2 * * *", "UTC", "Asia/Tokyo", "0 0 11 * * *"),
+        ("0 */20 2 * * *", "Asia/Tokyo", "UTC", "0 */20 17 * * *"),
+        ("0 0 2 * * *", "Asia/Kolkata", "UTC", "0 30 20 * * *"),  # half an hour
+        ("0 30 * * * *", "Asia/Kolkata", "UTC", "0 0 * * * *"),
+        ("0 0,30 9,10 * * *", "Asia/Kathmandu", "UTC", "0 15,45 3,4 * * *"),  # three quarters
     ],
 )
 def test_an_expression_is_said_in_the_clusters_zone_where_it_can_be(cron: str, zone: str, cluster: str, sent: str) -> None:
@@ -116,8 +129,8 @@ def test_an_expression_is_said_in_the_clusters_zone_where_it_can_be(cron: str, z
     [
         ("0 0 2 * * *", "Europe/Berlin", "Europe/Berlin differs by +1 h or +2 h with the season; write the expression in UTC"),
         ("0 0 2 * * MON", "Asia/Tokyo", "in Asia/Tokyo has no equivalent there"),  # Sunday in UTC
-        ("0 0 2 * * *", "Asia/Kolkata", "in Asia/Kolkata has no equivalent there"),  # half an hour
-        ("0 30 * * * *", "Asia/Kolkata", "in Asia/Kolkata has no equivalent there"),  # minute 0 in UTC
+        ("0 0,45 2 * * *", "Asia/Kolkata", "in Asia/Kolkata has no equivalent there"),  # 20:30 and 21:15
+        ("0 0 2 * * MON", "Asia/Kolkata", "in Asia/Kolkata has no equivalent there"),  # Sunday in UTC
         ("0 0 * * * MON", "Asia/Tokyo", "in Asia/Tokyo has no equivalent there"),  # from Sunday on in UTC
         ("0 0 2 * * *", "Berlin", "there is no time zone 'Berlin'"),
         ("* 0 2 * * *", "", "would run many times a minute"),
