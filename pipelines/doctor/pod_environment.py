@@ -84,9 +84,10 @@ def _check(cluster: ClusterApi, source: EnvironmentSource, environment: dict[str
     empty = [key for key, value in values.items() if not value]
     if empty:
         return Finding(FAILURE, subject, f"has no {', '.join(empty)} in namespace {cluster.namespace}", remedy)
+    more = {key: _decoded(data[key], source.kind) for key in source.more if data.get(key)}
     environment.update({source.variables[key]: value for key, value in values.items()})
-    environment.update({name: _decoded(data[key], source.kind) for key, name in source.more.items() if data.get(key)})
-    padded = [key for key, value in values.items() if value != value.strip()]
+    environment.update({source.more[key]: value for key, value in more.items()})
+    padded = [key for key, value in {**values, **more}.items() if value != value.strip()]
     if padded:
         remedy = "create it again without; a value read from a file often ends with a line break ('echo -n' writes none)"
         return Finding(FAILURE, subject, f"has white space around {', '.join(padded)}", remedy)

@@ -511,6 +511,9 @@ def test_an_environment_without_credentials_is_named(s3_env, services, monkeypat
     [
         ("AWS_ENDPOINT_URL", "http://my_minio:9000", "^AWS_ENDPOINT_URL: Invalid endpoint: http://my_minio:9000; write it like http://"),
         ("AWS_ENDPOINT_URL", "http://", "^AWS_ENDPOINT_URL: Invalid endpoint: http://; write it like http://"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:8333\n", "^AWS_ENDPOINT_URL: there is white space around the value"),
+        ("AWS_ACCESS_KEY_ID", "id\n", "^AWS_ACCESS_KEY_ID: there is white space around the value, such as the line break"),
+        ("AWS_SECRET_ACCESS_KEY", " key", "^AWS_SECRET_ACCESS_KEY: there is white space around the value"),
         ("AWS_PROFILE", "nosuch", r"^s3://bucket/a: The config profile \(nosuch\) could not be found; check .* the AWS_"),
         ("AWS_REGION", "us east 1", "^s3://bucket/a: .*region_name 'us east 1' .*; check .* the AWS_"),
     ],

@@ -563,6 +563,18 @@ def test_a_request_that_can_never_work_is_refused_at_once(key):
         open_run(key, experiment_name=f"gone-{key}")
 
 
+def test_a_user_or_password_that_mlflow_refuses_is_named_by_its_variables(monkeypatch):
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import UNAUTHENTICATED
+
+    def ask() -> None:  # what MLflow's client raises for the answer of its server
+        raise MlflowException("API request failed with error code 401 != 200. Response body: 'You are not authenticated.'", UNAUTHENTICATED)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"refused: .*not authenticated.*; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+        mlflow_client.request(ask)
+
+
 def test_importing_it_does_not_import_mlflow():
     code = "import sys, training.tracking.runs; assert not {'boto3', 'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -5,8 +5,10 @@ It is the last line of defence: nothing of the project prints a secret on purpos
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from urllib.parse import quote
 
 from training.config.addresses import without_passwords
 
@@ -31,9 +33,16 @@ _PATTERNS = (
 
 def without_secrets(text: str) -> str:
     """Return the text with stars in place of secrets."""
-    values = {value for name, value in os.environ.items() if len(value) >= _SHORTEST and _SECRET_NAME.search(name)}
+    # A value from a file often ends with a line break, which its user strips.
+    secrets = [value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name)]
+    values = {form for value in secrets if len(value) >= _SHORTEST for form in _forms(value)}
     for value in sorted(values, key=len, reverse=True):  # one may be the beginning of another
         text = text.replace(value, "***")
     for pattern in _PATTERNS:
         text = pattern.sub(r"\1***", text)
     return without_passwords(text)
+
+
+def _forms(value: str) -> tuple[str, ...]:
+    """Return a value as text may have it: itself, in JSON, as Python shows it, and in an address."""
+    return value, json.dumps(value)[1:-1], repr(value)[1:-1], quote(value, safe="")

@@ -219,6 +219,11 @@ def client() -> S3Client:
 @functools.lru_cache(maxsize=4)
 def _connect_once(process_id: int, settings: tuple[tuple[str, str], ...]) -> S3Client:
     environment = dict(settings)
+    # A key that ends in a line break would look like a server that does not answer.
+    if padded := [name for name, value in settings if value != value.strip()]:
+        raise StorageError(
+            f"{', '.join(padded)}: there is white space around the value, such as the line break at the end of a file; set it again without"
+        )
     endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or None
     if endpoint and contains_password(endpoint):  # messages show it
         raise StorageError("AWS_ENDPOINT_URL must not contain a password; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")

@@ -166,7 +166,12 @@ def request(action: Callable[[], _Result], *, seconds: float | None = None, repo
         if is_local(error):
             raise TrackingError(f"a request to MLflow at {tracking_uri()} failed on this machine: {in_one_line(error)}") from error
         if not is_transient(error):
-            raise TrackingError(f"MLflow at {tracking_uri()} refused: {in_one_line(error)}") from error
+            is_unknown = getattr(error, "error_code", "") == "UNAUTHENTICATED"
+            remedy = (
+                "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, on a cluster in Secret iddpm-mlflow, without a line break at "
+                "the end of a value"
+            )
+            raise TrackingError(f"MLflow at {tracking_uri()} refused: {in_one_line(error)}{remedy if is_unknown else ''}") from error
         text = in_one_line(error)
         if found := _ERROR_STATUS.search(str(error)):
             raise TrackingError(

@@ -225,6 +225,13 @@ CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAME
             FAILURE,
             "has white space around AWS_SECRET_ACCESS_KEY",
         ),
+        (
+            f"{CORE}/secrets/iddpm-s3",
+            secret(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="not-to-be-shown", AWS_SESSION_TOKEN="not-to-be-shown\n"),
+            "secret iddpm-s3",
+            FAILURE,
+            "has white space around AWS_SESSION_TOKEN",
+        ),
         (f"{CORE}/secrets/iddpm-s3", None, "secret iddpm-s3", WARNING, "cannot be read: it is forbidden (403)"),
         (
             f"{CORE}/secrets/iddpm-mlflow",

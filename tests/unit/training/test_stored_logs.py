@@ -7,6 +7,7 @@ import gzip
 import json
 import subprocess
 import sys
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,13 @@ def test_secrets_are_replaced_and_nothing_else(text, expected, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN_2", "very-secret-value-of-2")
     monkeypatch.setenv("SOME_TOKEN", "loss")  # too short to be a secret
     assert without_secrets(text) == (text if expected is None else expected)
+
+
+@pytest.mark.parametrize("shown", [str, repr, json.dumps, lambda value: urllib.parse.quote(value, safe="")])
+def test_a_secret_with_odd_characters_and_a_line_break_at_its_end_is_replaced_however_it_is_shown(shown, monkeypatch):
+    value = "pa\"ss'w\\o/rd$%é\n"
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", value)
+    assert without_secrets(f"it was {shown(value.strip())} here").replace("'", "").replace('"', "") == "it was *** here"
 
 
 _PROGRAM = """
