@@ -74,6 +74,9 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
         weights: Name of the weights; empty takes the first average.
         purpose: Name of the result, which seeds the noise; each night has its own.
         resources: Number of processes that draw samples; fields of `training.config.experiment.Resources`.
+
+    Raises:
+        StorageError: The model's history is damaged.
     """
     from evaluation.evaluate.run import evaluate_once
     from evaluation.monitoring.detector import NUM_REDRAWN, Rule
@@ -90,8 +93,9 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
         options = dataclasses.replace(options, **{"purpose": name, "result_name": name, "likelihood": False, **changes})
         return evaluate_once(model, data_uri, reference_uri, options)
 
-    result = draw(purpose)
     run_uri = run_uri_of(checkpoint_uri)
+    read_history(run_uri)  # a damaged one is refused before anything is drawn
+    result = draw(purpose)
     uri = result_uri(run_uri, purpose)
     history = read_history(run_uri) or _reported(run_uri, result)
     rule = history.nights[-1].rule if history.nights else Rule()

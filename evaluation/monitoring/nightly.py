@@ -267,9 +267,10 @@ def judge(history: History, checkpoint: str = "") -> Judgement:
 
 
 def read_history(run_uri: str) -> History | None:
-    """Read a model's history; None if there is none yet."""
+    """Read a model's history; None if there is none yet. A damaged one is a `StorageError`."""
+    uri = storage.join(run_uri, HISTORY)
     try:
-        return storage.read_record(storage.join(run_uri, HISTORY), History)
+        return _parse(uri, storage.read_bytes(uri))
     except storage.ObjectNotFoundError:
         return None
 
@@ -284,11 +285,19 @@ def update_history(run_uri: str, change: Callable[[History | None], History]) ->
 
     def change_bytes(stored: bytes | None) -> bytes:
         nonlocal changed
-        changed = change(None if stored is None else storage.parse_record(uri, stored, History))
+        changed = change(None if stored is None else _parse(uri, stored))
         return adapter(History).dump_json(changed, indent=2)
 
     storage.update_bytes(uri, change_bytes)
     return changed
+
+
+def _parse(uri: str, stored: bytes) -> History:
+    try:
+        return storage.parse_record(uri, stored, History)
+    except storage.StorageError as error:
+        remedy = "restore an earlier version of it, or move it away: then the next night begins a new baseline"
+        raise storage.StorageError(f"{error}; {remedy}") from error
 
 
 def accept(run_uri: str, *, reason: str, by: str, checkpoint: str = "") -> Judgement:

@@ -139,6 +139,8 @@ def connected(connection: Connection, warn: Callable[[str], None]) -> Iterator[K
                 f"KFP at {address} is version {found.version}; tested is {KNOWN_VERSION}, and older ones refuse pipelines whose parameters "
                 "have drop-downs"
             )
+        if connection.namespace and not found.multi_user:
+            warn(f"KFP at {address} serves one user, so --namespace {connection.namespace} does not move its runs; leave it out")
         yield found
 
 

@@ -39,10 +39,14 @@ def read_manifests(source: str) -> list[dict[str, Any]]:
             raise UserError(f"{source} can't be read ({error.strerror}); name a folder, a file, or - for a pipe") from None
         except UnicodeDecodeError:
             raise UserError(f"{source} can't be read (it is not text); name a folder, a file, or - for a pipe") from None
+    shown = "standard input" if source == "-" else source
     try:
-        return [each for each in yaml.safe_load_all(text) if isinstance(each, dict)]
+        found = [each for each in yaml.safe_load_all(text) if isinstance(each, dict) and "kind" in each]
     except yaml.YAMLError as error:
-        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{shown} is not YAML: {' '.join(str(error).split())[:200]}") from None
+    if not found:
+        raise UserError(f"{shown} has no manifests; did the command that writes them fail?")
+    return found
 
 
 def images_of(manifests: list[dict[str, Any]]) -> set[str]:

@@ -191,6 +191,13 @@ def test_another_version_is_warned_of(server: FakeKfp, iddpm: Iddpm) -> None:
     assert "2.16.1" in err
 
 
+def test_a_namespace_that_a_kfp_of_one_user_leaves_unread_is_warned_of(server: FakeKfp, iddpm: Iddpm) -> None:
+    said = "serves one user, so --namespace team-a does not move its runs; leave it out"
+    assert said in iddpm("runs", "--namespace", "team-a")[2]
+    server.namespaces = {"team-a"}
+    assert said not in iddpm("runs", "--namespace", "team-a")[2]
+
+
 def test_a_token_over_an_unencrypted_way_is_warned_of() -> None:
     assert is_unencrypted("http://kfp.example.com")
     assert not is_unencrypted("http://localhost:8080")

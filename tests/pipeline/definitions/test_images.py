@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -50,3 +51,10 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "program").write_bytes(b"\x7fELF\xd0\x00")
     with pytest.raises(UserError, match="program can't be read \\(it is not text\\)"):
         read_manifests(str(tmp_path / "program"))
+
+
+@pytest.mark.parametrize("text", ["", "---\n", "Error: repo kuberay not found\n- 1\n", "helm: command not found"])
+def test_a_pipe_without_manifests_is_an_error_and_not_a_list_of_no_images(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    with pytest.raises(UserError, match=r"^standard input (has no manifests; did the command that writes them fail|is not YAML)"):
+        read_manifests("-")

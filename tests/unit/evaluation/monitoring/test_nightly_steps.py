@@ -12,6 +12,7 @@ from components.steps.nightly import RegressionError, compare_with_history, scor
 from evaluation.monitoring.detector import NUM_REDRAWN
 from evaluation.monitoring.nightly import History, accept, read_history, update_history
 from training.checkpoints import checkpoint
+from training.storage import StorageError
 
 
 def test_a_damaged_model_is_drawn_again_found_and_stays_found_until_its_level_is_accepted(
@@ -73,6 +74,18 @@ def test_a_score_that_is_tried_again_draws_only_what_the_killed_try_had_not_fini
     Path(uri).with_name("nightly-1-common.json").unlink()
     assert score() == (uri, 1)
     assert Path(uri).read_bytes() == before
+
+
+def test_a_damaged_history_is_refused_before_anything_is_drawn_with_what_to_do(
+    run_uri: str, digits_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update_history(run_uri, lambda _: History())
+    Path(run_uri, "nightly/history.json").write_text('{"nights": [')
+    with pytest.raises(StorageError, match=r"nightly/history.json: .* damaged .*; restore an earlier version of it, or move it away"):
+        score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, str(tmp_path), "nightly-1", {})
+    assert "evaluating step 100" not in capsys.readouterr().out
+    with pytest.raises(StorageError, match="restore an earlier version"):
+        update_history(run_uri, lambda stored: stored or History())
 
 
 def test_a_night_without_a_finite_distance_is_a_regression_and_the_next_night_reads_the_history(
