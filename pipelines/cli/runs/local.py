@@ -83,9 +83,9 @@ def init(
     storage.make_directory(out.parent)
     gpu = "" if card_named(card) == "CPU" else " --resources train=1xgpu"
     command = f"iddpm train {shlex.quote(str(out))} --images {shlex.quote(images)}{gpu}"
-    storage.write_bytes(
-        str(out), f"# {command}\n\n{_write_experiment(images, card=card, name=name or _slug(Path(images).stem), hours=hours)}".encode()
-    )
+    comment = "".join(f"# {line}\n" for line in command.splitlines())  # a folder's name may have several lines
+    text = _write_experiment(images, card=card, name=name or _slug(Path(images).stem), hours=hours)
+    storage.write_bytes(str(out), f"{comment}\n{text}".encode())
     print(f"{out} has an experiment for them and says why; change it as you like, then:\n  {command}")
 
 

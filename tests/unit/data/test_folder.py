@@ -92,6 +92,8 @@ def test_test_images_without_classes_next_to_training_images_with_them_are_refus
 def test_a_missing_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(UserError, match="nowhere: there is no such folder; name the one"):
         inspect_folder(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="the address of the images is empty; name the folder"):
+        inspect_folder("")  # as of a variable of the shell that is not set: it isn't the current directory
     with pytest.raises(UserError, match="contains no image"):
         inspect_folder(str(tmp_path))
     (tmp_path / "1.png").write_bytes(b"text")

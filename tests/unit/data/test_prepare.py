@@ -600,6 +600,13 @@ def test_a_long_caption_is_shortened_to_its_image():
     assert sheet[68:, 72:].min() == 255, "the caption runs beneath the next image"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2029"])
+def test_a_caption_of_two_lines_is_drawn_in_one(end):
+    black = np.zeros((8, 8, 3), dtype=np.uint8)
+    sheets = [contact_sheet([black], [caption]) for caption in (f"a{end}b", "a b")]
+    assert np.array_equal(*map(np.asarray, sheets))
+
+
 def test_a_caption_may_have_other_letters_than_english():
     black = np.zeros((8, 8, 3), dtype=np.uint8)
     sheets = [np.asarray(contact_sheet([black], [word])) for word in "üßжλ"]

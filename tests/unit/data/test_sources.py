@@ -22,10 +22,11 @@ from PIL import Image
 
 from training import storage
 from training.config.errors import UserError
+from training.config.experiment import DataConfig
 from training.data.format.order import Purpose, permutation
 from training.data.images.decode import ImageError
 from training.data.preparation.prepare import prepare
-from training.data.sources.catalog import SourceOptions, open_splits
+from training.data.sources.catalog import SourceOptions, list_splits, open_splits
 from training.data.sources.files import file_source
 from training.data.sources.labels import assign_labels
 from training.data.sources.published import digits
@@ -336,6 +337,22 @@ def test_held_out_images_are_disjoint_complete_and_drawn_by_the_seed(tmp_path):
         open_splits(root, SourceOptions(num_test=20))["test"].listing()
 
 
+def test_an_image_that_arrives_between_two_listings_moves_no_image_from_one_split_to_the_other(tmp_path, monkeypatch):
+    root = Path(write_folder(tmp_path / "images", {f"{i}.png": png(i) for i in range(20)}))
+    splits = open_splits(str(root), SourceOptions(num_test=5))
+    whole = splits["train"].whole
+    list_once = whole.listing
+
+    def listing_of_a_growing_folder():
+        found = list_once()
+        (root / f"0-{len(found.items)}.png").write_bytes(png(0))  # the first of all names
+        return found
+
+    monkeypatch.setattr(whole, "listing", listing_of_a_growing_folder)
+    keys = {split: {item.key for item in found.items} for split, found in list_splits(splits).items()}
+    assert (len(keys["train"]), len(keys["test"]), keys["train"] & keys["test"]) == (15, 5, set())
+
+
 @pytest.mark.parametrize("num_test", [1, 5, 8])
 def test_each_class_keeps_an_image_to_train_on(tmp_path, num_test):
     root = write_folder(tmp_path / "images", {**{f"cat/{i}.png": png(i) for i in range(9)}, "rare/1.png": png(9)})
@@ -387,6 +404,12 @@ def test_labels_come_from_a_table(tmp_path, table):
     assert assign_labels(["1.png", "x/2.png"], str(tmp_path / table[0])) == ([1, 0], ("ape", "cat"))
 
 
+@pytest.mark.parametrize(("key", "name"), [("Ka\u0308se.png", "K\u00e4se.png"), ("K\u00e4se.png", "Ka\u0308se.png"), ("1.png", "./1.png")])
+def test_a_name_in_a_table_is_found_however_a_program_writes_it(tmp_path, key, name):
+    (tmp_path / "t.csv").write_text(f"{name},cat\n")
+    assert assign_labels([key], str(tmp_path / "t.csv")) == ([0], ("cat",))
+
+
 def test_numbers_in_a_table_are_the_labels(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": [["1.png", 2], ["2.png", 0]]}))
     assert assign_labels(["1.png", "2.png"], str(tmp_path / "dataset.json")) == ([2, 0], ("0", "1", "2"))
@@ -407,7 +430,7 @@ def test_an_image_without_a_label_is_named(keys, rule, message):
 
 def test_a_table_with_holes_or_too_many_columns_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("1.png,cat\n")
-    with pytest.raises(UserError, match=r"has no label for 1 of 2 images, the first of them 2\.png"):
+    with pytest.raises(UserError, match=r"has no label for 1 of 2 images, the first of them 2\.png; it has names like 1\.png$"):
         assign_labels(["1.png", "2.png"], str(tmp_path / "t.csv"))
     (tmp_path / "t.csv").write_text("1.png,cat,3\n")
     with pytest.raises(UserError, match="a row has 3 columns"):
@@ -690,6 +713,14 @@ def test_ilsvrc2012_is_read_from_its_tar_of_tars_and_a_table(tmp_path):
     assert next(iter(contents(test)[0].values()))[0] == 1
 
 
+def test_ilsvrc2012_without_labels_has_none_in_either_split_and_needs_no_table(tmp_path):
+    write_tar(tmp_path / "ILSVRC2012_img_train.tar", {f"{wnid}.tar": tar_bytes({f"{wnid}_1.JPEG": png(1)}) for wnid in ("n01", "n02")})
+    write_tar(tmp_path / "ILSVRC2012_img_val.tar", {"ILSVRC2012_val_00000001.JPEG": png(50)})
+    listings = list_splits(open_splits(f"imagenet:{tmp_path}", SourceOptions(labels="none")))
+    assert [item.key for item in listings["train"].items] == ["n01/n01_1.JPEG", "n02/n02_1.JPEG"]
+    assert {(item.label, *found.class_names) for found in listings.values() for item in found.items} == {(-1,)}
+
+
 @pytest.mark.parametrize("prefix", ["", "./", "ILSVRC/"])
 def test_the_name_of_an_inner_tar_is_a_folder(tmp_path, prefix):
     files = {f"{prefix}{name}.tar": tar_bytes({"1.png": png(1)}) for name in ("n01", "n02")}
@@ -723,14 +754,26 @@ def test_names_in_an_archive_are_the_same_whatever_the_locale_of_the_machine(tmp
     assert [item.key for item in file_source(str(path), name="x", split="train").listing().items] == keys
 
 
-def write_lsun(root, **seeds):
+def write_lsun(root, category="bedroom", **seeds):
     for split, numbers in seeds.items():
         with (
-            lmdb.open(str(root / f"bedroom_{split}_lmdb"), map_size=1 << 20) as environment,
+            lmdb.open(str(root / f"{category}_{split}_lmdb"), map_size=1 << 20) as environment,
             environment.begin(write=True) as transaction,
         ):
             for seed in numbers:
                 transaction.put(hashlib.sha1(bytes([seed])).hexdigest().encode(), png(seed))
+
+
+@pytest.mark.parametrize(
+    ("category", "address"),
+    [("church_outdoor", "lsun-church_outdoor"), ("church_outdoor", "lsun-church-outdoor"), ("my-cats", "lsun-my-cats")],
+)
+def test_a_category_of_lsun_with_an_underscore_has_a_name_that_an_experiment_can_have(tmp_path, category, address):
+    write_lsun(tmp_path, category, train=range(3), val=range(3, 5))
+    splits = open_splits(f"{address}:{tmp_path}")
+    assert [len(source.listing().items) for source in splits.values()] == [3, 2]
+    name = address.replace("_", "-")
+    assert {DataConfig(name=source.name, image_size=8).name for source in splits.values()} == {name}
 
 
 def test_test_images_are_held_out_of_lsun_where_its_validation_split_is_not_there(tmp_path):
@@ -874,6 +917,14 @@ def test_a_zip_with_a_damaged_directory_of_names_is_refused_by_name(tmp_path, na
     (tmp_path / "x.zip").write_bytes(data)
     with pytest.raises(UserError, match=r"x.zip: is not a whole zip file \(.*\); copy it again"):
         open_splits(str(tmp_path / "x.zip"))["train"].listing()
+
+
+@pytest.mark.parametrize(("kind", "name"), [("tar", "x.tar.gz"), ("tar", "x.zip"), ("gz", "x.tar"), ("zip", "x.tar"), ("zip", "x.tgz")])
+def test_an_archive_with_the_ending_of_another_kind_is_refused_with_the_advice_to_rename_it(tmp_path, kind, name):
+    data = {"tar": tar_bytes(FILES), "gz": gzip.compress(tar_bytes(FILES)), "zip": Path(write_zip(tmp_path / "i.zip", FILES)).read_bytes()}
+    (tmp_path / name).write_bytes(data[kind])
+    with pytest.raises(UserError, match=rf"{name}: is not a whole .* copy it again, or rename it if it is an archive of another kind$"):
+        open_splits(str(tmp_path / name))["train"].listing()
 
 
 def test_compressed_files_with_a_flipped_byte_are_refused_by_name(tmp_path):

@@ -45,7 +45,9 @@ def local_archive(uri: str) -> Iterator[Path]:
             except (zlib.error, EOFError, lzma.LZMAError, OSError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
-                raise UserError(f"{uri}: is not a whole compressed file ({error}); copy it again") from error
+                raise UserError(
+                    f"{uri}: is not a whole compressed file ({error}); copy it again, or rename it if it is an archive of another kind"
+                ) from error
 
     version = storage.version(uri)
     entry = _cached_file(f"{uri} {version}", make, storage.size(uri))

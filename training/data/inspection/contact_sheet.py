@@ -65,7 +65,8 @@ def contact_sheet(images: Sequence[Images], captions: Sequence[str], title: str 
     for index, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = _MARGIN + index % columns * step_x, _MARGIN + index // columns * step_y
         sheet.paste(to_image(pixels).resize((tile, tile), Image.Resampling.NEAREST), (x, y))
-        draw.text((x + tile / 2, y + tile + 1), _shorten(caption, tile, font), "black", font, anchor="ma")
+        one_line = " ".join(caption.splitlines())  # Pillow measures no other text, and a folder's name may have several
+        draw.text((x + tile / 2, y + tile + 1), _shorten(one_line, tile, font), "black", font, anchor="ma")
     draw.text((_MARGIN, rows * step_y + _MARGIN), title, "black", font)
     return sheet
 

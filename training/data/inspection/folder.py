@@ -77,6 +77,8 @@ def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSum
         UserError: There is no such folder, it contains no image, none of its images can be read, or its test images have no labels next
             to training images that have them.
     """
+    if not uri:
+        raise UserError("the address of the images is empty; name the folder that contains them, '.' if it is this one")
     if not storage.is_s3(uri) and not storage.local_path(uri).exists():
         raise UserError(f"{uri}: there is no such folder; name the one that contains the images")
     # An absolute path is never taken for the name of a published data set.

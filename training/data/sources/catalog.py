@@ -86,8 +86,14 @@ def list_splits(splits: Mapping[str, Source]) -> dict[str, Listing]:
         UserError: A split can't be listed, or the images of one are in class folders and those of the other are not.
     """
     listings: dict[str, Listing] = {}
+    whole: Listing | None = None
     for split, source in splits.items():
         train = listings.get("train")
+        if isinstance(source, RandomSplit):
+            # Listed once: with a file that arrives between two listings, other test images are drawn, which are training images.
+            whole = whole or source.whole.listing()
+            listings[split] = source.divide(whole)
+            continue
         if train is None or not isinstance(source, FileSource):
             listings[split] = source.listing()
             continue

@@ -212,7 +212,9 @@ class ZipSource(FileSource):
             try:
                 archive = stack.enter_context(zipfile.ZipFile(path))
             except (zipfile.BadZipFile, NotImplementedError, *_ZIP_DAMAGE) as error:
-                raise UserError(f"{self.uri}: is not a whole zip file ({error}); copy it again") from error
+                raise UserError(
+                    f"{self.uri}: is not a whole zip file ({error}); copy it again, or rename it if it is an archive of another kind"
+                ) from error
             yield archive
 
 
@@ -230,7 +232,9 @@ class TarSource(FileSource):
                 for key, place in self._members(archive, "", 0):
                     yield FileEntry(key, place[1] if place else 0, place, *versions)
         except (tarfile.TarError, EOFError) as error:
-            raise UserError(f"{self.uri}: is not a whole tar file ({error}); copy it again") from error
+            raise UserError(
+                f"{self.uri}: is not a whole tar file ({error}); copy it again, or rename it if it is an archive of another kind"
+            ) from error
 
     def _members(self, archive: tarfile.TarFile, folder: str, base: int) -> Iterator[tuple[str, tuple[int, int] | None]]:
         """Yield key and place (offset, size) of every file; a link has the place of its target, or None where that is missing."""

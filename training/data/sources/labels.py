@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -86,12 +87,14 @@ def _rank(keys: Sequence[str], names: Sequence[str], fault: str, known: tuple[st
 
 
 def _from_table(keys: Sequence[str], table: Mapping[str, str], uri: str, known: tuple[str, ...]) -> tuple[list[int], tuple[str, ...]]:
+    keys = [_composed(key) for key in keys]
     file_names = [key.rpartition("/")[2] for key in keys]
     counts = Counter(file_names)
     values = [table.get(key) or (table.get(name) if counts[name] == 1 else None) or "" for key, name in zip(keys, file_names, strict=True)]
     missing = [key for key, value in zip(keys, values, strict=True) if not value]
     if missing:
-        raise UserError(f"{uri}: has no label for {len(missing):,} of {len(keys):,} images, the first of them {missing[0]}")
+        names_there = f"; it has names like {list(table)[-1]}" if table else ""
+        raise UserError(f"{uri}: has no label for {len(missing):,} of {len(keys):,} images, the first of them {missing[0]}{names_there}")
     if not all(_is_number(value) for value in values):
         return _rank(keys, values, "has an empty label", known)
     wrong = next((value for value in values if not (value.isdecimal() and int(value) < _MAX_LABELS)), None)
@@ -116,10 +119,16 @@ def _read_table(uri: str) -> dict[str, str]:
     """Map file names to labels: two columns of CSV with or without a heading, a JSON object, or JSON pairs under "labels"."""
     text = storage.read_bytes(uri).decode("utf-8-sig", errors="replace")
     table: dict[str, str] = {}
-    for name, label in _csv_rows(text, uri) if uri.lower().endswith(".csv") else _json_pairs(text, uri):
+    for written, label in _csv_rows(text, uri) if uri.lower().endswith(".csv") else _json_pairs(text, uri):
+        name = _composed(written).removeprefix("./")
         if table.setdefault(name, label) != label:
             raise UserError(f"{uri}: has two labels for {name}: {table[name]!r} and {label!r}")
     return table
+
+
+def _composed(name: str) -> str:
+    """Return a name with each accented letter as one character: macOS writes it as two in the names of files."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _csv_rows(text: str, uri: str) -> Iterator[tuple[str, str]]:

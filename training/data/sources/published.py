@@ -299,26 +299,33 @@ def ilsvrc2012(root: str, split: str, *, labels: str = "auto") -> FileSource:
 
     Args:
         split: "train" or "test" (the 50,000 validation images).
-        labels: For a flat validation split, the address of a table; see `training.data.sources.labels`.
+        labels: "none" for no labels; for a flat validation split, the address of a table; see `training.data.sources.labels`.
 
     Raises:
         UserError: The files are not there.
     """
     stem = "train" if split == "train" else "val"
     uri = _first_existing(root, [stem, f"ILSVRC2012_img_{stem}.tar", f"{stem}.tar", f"{stem}.zip"])
-    return file_source(uri, name="imagenet", split=split, labels="folders" if split == "train" or labels == "auto" else labels)
+    in_folders = labels == "auto" or (split == "train" and labels != "none")
+    return file_source(uri, name="imagenet", split=split, labels="folders" if in_folders else labels)
 
 
 def lsun_splits(name: str, root: str) -> dict[str, Source]:
-    """Open the splits of one category of LSUN that are in a folder; `name` is like "lsun-bedroom".
+    """Open the splits of one category of LSUN that are in a folder.
+
+    Args:
+        name: Like "lsun-bedroom"; "lsun-church-outdoor" or "lsun-church_outdoor" for the files of `church_outdoor`.
 
     Raises:
         UserError: There is no training split.
     """
     category = name.removeprefix("lsun-")
+    if not (Path(root) / f"{category}_train_lmdb").is_dir():
+        category = category.replace("-", "_")
     folders = {"train": Path(root) / f"{category}_train_lmdb", "test": Path(root) / f"{category}_val_lmdb"}
     if not folders["train"].is_dir():
         raise UserError(f"{root}: contains no folder {category}_train_lmdb")
+    name = name.replace("_", "-")  # the name of a data set has no underscore
     return {split: Lsun(str(folder), name=name, split=split) for split, folder in folders.items() if folder.is_dir()}
 
 

@@ -203,11 +203,17 @@ class RandomSplit(Source):
         return self.whole.address
 
     def listing(self) -> Listing:
-        """List the split; each split keeps the source's order.
+        """List the split; see `divide`."""
+        return self.divide(self.whole.listing())
+
+    def divide(self, whole: Listing) -> Listing:
+        """Return the split's part of a listing of the whole source, in the source's order.
 
         The test images are the first `num_test` of a seeded permutation, passing over one that is the last training image of its class.
+
+        Raises:
+            UserError: There are too few images.
         """
-        whole = self.whole.listing()
         labels = [item.label for item in whole.items]
         left = Counter(labels)
         test: set[int] = set()
