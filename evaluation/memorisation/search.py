@@ -77,10 +77,10 @@ class Memorisation:
 
 
 def obstacle(data_uri: str) -> str:
-    """Return why no search is possible in a data set; empty if one is."""
+    """Return why no search is possible in a data set; empty if one is. Raises UserError where there is no data set."""
+    count = read_manifest(storage.join(data_uri, "train")).num_images
     if not storage.exists(storage.join(data_uri, "test", MANIFEST)):
         return f"{data_uri} has no test images, without which the rate of false alarms is unknown"
-    count = read_manifest(storage.join(data_uri, "train")).num_images
     return f"{count} training images are too few, {_MIN_TRAINING} are needed" if count < _MIN_TRAINING else ""
 
 

@@ -29,4 +29,4 @@ def plain_estimate(value: float | None, error: float | None, digits: int = 4) ->
     """Format a value with its error in ASCII for a terminal, such as "3.142 +- 0.32"; "-" if there is none."""
     if value is None or math.isnan(value):
         return NONE
-    return f"{value:.{digits}g}" + (f" +- {error:.2g}" if error else "")
+    return f"{value:#.{digits}g}".rstrip(".") + (f" +- {error:#.2g}".rstrip(".") if error else "")

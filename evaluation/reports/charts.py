@@ -208,6 +208,8 @@ def _scale_x(axes: Axes, xs: Sequence[float], *, log: bool, ticks: Mapping[float
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.xaxis.set_minor_locator(NullLocator())
     elif not log or xs[-1] < 1e6:
+        if not log:
+            axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))  # 22.5 would be labelled 22
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 

@@ -107,7 +107,7 @@ def _resolve_run(run_uri: str) -> ResolvedModel:
     latest = checkpoint.latest(run_uri)
     if latest is None:
         raise UserError(f"{run_uri}: there is no run with a checkpoint there; name {FORMS}")
-    say(f"{run_uri} has not finished: taking its latest checkpoint, step {checkpoint.step_of(latest):,}")
+    say(f"{run_uri}: no checkpoint was chosen yet, so this takes the latest, step {checkpoint.step_of(latest):,}")
     return ResolvedModel(checkpoint_uri=latest, **known)
 
 

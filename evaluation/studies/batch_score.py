@@ -100,11 +100,10 @@ def score_batch(
         shape = npz.batch_shape(samples_uri)  # once, as each look at a file in S3 downloads it
         num_images = shape[0]
         count: int | None = num_images
+        stored = _read_reference(reference_uri, identity, shape) if has_statistics else None  # refused before weights are downloaded
         loaded = network()
         require_count(chosen, num_images, f"images in {samples_uri}", loaded.dim)
-        reference, origin = (
-            _read_reference(reference_uri, identity, shape) if has_statistics else _compute_reference(reference_uri, loaded, chosen)
-        )
+        reference, origin = stored or _compute_reference(reference_uri, loaded, chosen)
         measured = _score_images(samples_uri, num_images, reference, loaded, chosen)
     else:
         sample = load_reference(samples_uri)

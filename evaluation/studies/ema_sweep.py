@@ -198,7 +198,7 @@ def as_study(found: Sweep) -> Study:
         points |= {("best_decay", step): point.decay, ("best_distance", step): point.distance}
     headers = ["step", "decay", found.distance_name, "behind the best of its step", "weights"]
     rows = [_row(point) for point in found.points]
-    unavailable = [f"decay {point.decay:g} at step {point.step:,}: {point.source}" for point in found.points if point.distance is None]
+    unavailable = list(dict.fromkeys(point.source for point in found.points if point.distance is None))
     figure = figures.distance_by_decay(lines, distance_name=found.distance_name).encode()
     distance = found.protocol["distance"]
     page = table_page(

@@ -120,7 +120,7 @@ def replay(
     options = options or EvaluationOptions()
     experiment, history, scores = _read_scores(run_uri, options)
     if len(scores) < len(history):
-        say(f"replaying {len(scores)} of {len(history)} scored checkpoints; training removed the others, or they guide")
+        say(f"replaying {len(scores)} of {len(history)} scored checkpoints; training removed the others, or keeps them to guide later ones")
     options = dataclasses.replace(
         options,
         likelihood=False,
@@ -268,7 +268,7 @@ def _page(found: Replay, headers: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 def _verdict(found: Replay) -> list[str]:
     """Say whether the choices agree, and what each costs."""
-    stop = f"at step {found.stop_step:,}" if found.stop_step is not None else "not before the end"
+    stop = f"end training at step {found.stop_step:,}" if found.stop_step is not None else "do not end training early"
     agreement = "the same weights"
     if found.behind != 0:
         error = found.behind_standard_error
@@ -276,12 +276,12 @@ def _verdict(found: Replay) -> list[str]:
         choice = "the same checkpoint, another decay" if found.same_checkpoint else "another checkpoint"
         agreement = f"{choice}, worse by {found.behind:.3g}{errors}"
     return [
-        f"the scores stop training {stop}",
-        f"early stopping picks step {found.rescored.step:,} ({found.rescored.weights}), full scoring of all step {found.full.step:,} "
+        f"the scores {stop}",
+        f"early stopping picks step {found.rescored.step:,} ({found.rescored.weights}), full scores of all pick step {found.full.step:,} "
         f"({found.full.weights}): {agreement}",
-        f"network evaluations: {found.cheap_evaluations:,} beside training, {found.full_evaluations:,} at full protocol: "
-        f"{found.score_ratio:.3g} times less",
-        f"with the best few scored again ({found.rescoring_evaluations:,}): {found.total_ratio:.3g} times less",
+        f"network evaluations: {found.cheap_evaluations:,} beside training, {found.full_evaluations:,} at full protocol, "
+        f"{found.score_ratio:.3g} times as many",
+        f"with {found.rescoring_evaluations:,} that score the best few again, full protocol takes {found.total_ratio:.3g} times as many",
     ]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from pipelines.cli import services
+from pipelines.cli.help import Command
 from pipelines.cli.models import experiments, nightly, scoring, serving, studies
 from pipelines.cli.options import with_connection
 from pipelines.cli.paper import ablations, reproduce
@@ -72,11 +73,11 @@ _NAMES = {"compile_pipelines": "compile", "list_ablations": "ablations", "list_s
 
 for panel, commands in _COMMANDS.items():
     for command in commands:
-        app.command(_NAMES.get(command.__name__), rich_help_panel=panel)(command)
+        app.command(_NAMES.get(command.__name__), cls=Command, rich_help_panel=panel)(command)
 for name, (panel, words, commands) in _GROUPS.items():
     group = typer.Typer(no_args_is_help=True, help=words)
     for command in commands:
-        group.command(_NAMES.get(command.__name__))(command)
+        group.command(_NAMES.get(command.__name__), cls=Command)(command)
     app.add_typer(group, name=name, rich_help_panel=panel)
 
 

@@ -17,6 +17,8 @@ from webhook_receiver import receive
 
 from components.steps.studies import DEFAULT_EXPERIMENT, log_evaluation, log_study
 from components.steps.webhook import URL_VARIABLE
+from evaluation.distances.reference_statistics import compute_reference
+from evaluation.features.extractors import load_extractor
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.reports.study import Study
 from pipelines.cli.main import app
@@ -237,6 +239,17 @@ def test_a_checkpoint_that_cannot_be_read_is_refused_before_the_reference_is_com
     Path(checkpoint.checkpoint_uri(uri, 100), "ema_0.995.pt").write_bytes(b"")
     with pytest.raises(checkpoint.CheckpointError, match=r"ema_0\.995\.pt"):
         iddpm(command[0], uri, *command[1:], "--data", str(own_data), "--out", str(tmp_path / "out"))
+    assert not (own_data / "references").exists()
+
+
+def test_an_evaluation_takes_the_statistics_that_the_pipeline_of_the_training_computed(
+    services: Any, data_uri: str, tmp_path: Path
+) -> None:
+    uri, own_data = write_run(str(tmp_path / "runs" / "trained"), data_uri, ""), tmp_path / "data"
+    shutil.copytree(f"{data_uri}/train", own_data / "train")
+    compute_reference(f"{own_data}/train", load_extractor("digits-classifier"), f"{tmp_path}/references")
+    iddpm("evaluate", uri, "--data", str(own_data), "--no-likelihood", "--no-memorisation", "--metric", "none", "--num-samples", "5")
+    assert storage.exists(f"{uri}/evaluations/manual.json")
     assert not (own_data / "references").exists()
 
 

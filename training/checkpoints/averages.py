@@ -113,7 +113,9 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
         raise ReconstructionError(f"{out_run_uri}: a rebuilt average goes into a directory of its own, not into the run's")
     stored = snapshots(run_uri)
     if not stored:
-        raise ReconstructionError(f"{run_uri}: has no snapshots; set optim.ema_snapshot_stds (such as 0.01,0.05,0.1,0.2) before training")
+        raise ReconstructionError(
+            f"{run_uri}: has no snapshots; name a run that was trained with optim.ema_snapshot_stds, such as 0.01,0.05,0.1,0.2"
+        )
     step = step if step is not None else stored[-1].step
     source_uri = snapshots_uri(run_uri)
     experiment = checkpoint.load_experiment(checkpoint.checkpoint_uri(source_uri, stored[-1].step))

@@ -160,8 +160,10 @@ def read_tensors(path: Path, file_name: str) -> Tensors:
     """Return what a file contains; the tensors may map it.
 
     Raises:
-        UserError: The file is damaged, does not contain tensors alone, or has NaN or infinity in one of them.
+        UserError: The file is damaged, is a program of torch.export, does not contain tensors alone, or has NaN or infinity in one of them.
     """
+    if file_name.endswith(".pt2"):
+        raise UserError(f"{file_name}: is a program of torch.export, which can't be imported; export the model to .safetensors or a folder")
     found = _read_safetensors(path, file_name) if file_name.endswith(".safetensors") else _read_pt(path, file_name)
     for name, tensor in found.state.items():
         if not tensor.to(torch.float32).isfinite().all():  # the type that an import gives them: a double may be too large for it

@@ -119,9 +119,12 @@ def reconstruct(
     """
     combination = combine(snapshots, step=step, decay=decay)
     if combination.error > max_error:
+        nearest = min((snapshot.step for snapshot in snapshots), key=lambda each: abs(each - step))
+        other_step = f"a step that has a snapshot (the nearest is {nearest:,}), " if nearest != step else ""
         raise ReconstructionError(
-            f"the average of decay {decay:g} at step {step} would be off by {combination.error:.2%} from these {len(snapshots)} snapshots "
-            f"(allowed: {max_error:.2%}); a longer average, a step that has a snapshot, or more frequent or narrower snapshots would do"
+            f"the average of decay {decay:g} at step {step:,} can't be rebuilt: from these {len(snapshots)} snapshots it would be off by "
+            f"{combination.error:.2%}, and {max_error:.2%} is allowed; a longer average, {other_step}or more frequent or narrower "
+            "snapshots would do"
         )
     total: dict[str, Tensor] = {}
     for index, coefficient in enumerate(combination.coefficients):

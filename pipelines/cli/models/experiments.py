@@ -95,7 +95,7 @@ def _print_cost(found: Cost) -> None:
     from training.console import format_bytes
 
     print(f"{found.parameters:,} parameters; {found.forward_macs / 1e9:,.2f} GMACs an image ({found.forward_flops / 1e9:,.2f} GFLOPs)")
-    print(f"hours of one {_card(found.card)}:")
+    print(f"time on one {_card(found.card)}{', its price' if found.price is not None else ''}, and operations:")
     for name, phase in found.phases.items():
         print(f"  {name:<12} {_hours(phase.card_hours):>12}{_price(phase.price)}  {phase.flops:.3g} FLOPs")
     print(f"  {'total':<12} {_hours(found.card_hours):>12}{_price(found.price)}")
@@ -107,13 +107,13 @@ def _print_cost(found: Cost) -> None:
     memory = [f"{name.replace('_', ' ')} {value}" for name, value in sizes.items()]
     print("memory in training: " + ", ".join(memory))
     if found.card == "CPU":
-        print("a process takes the peak beside its libraries with tcmalloc, which the image has, and up to twice the peak without it")
+        print("a process takes this peak and the memory of its libraries; without tcmalloc (the image has it), up to twice the peak")
         print("(Debian, Ubuntu: apt-get install libtcmalloc-minimal4, and LD_PRELOAD=libtcmalloc_minimal.so.4 iddpm ...)")
 
 
 def _print_costs(found: Sequence[Cost]) -> None:
     print(
-        f"{'hours of one ' + _card(found[0].card):<50} {'training':>11} {'evaluation':>11} {'total':>11}"
+        f"{'time on one ' + _card(found[0].card):<50} {'training':>11} {'evaluation':>11} {'total':>11}"
         + (f" {'price':>12}" if found[0].price is not None else "")
     )
     for one in found:
@@ -185,13 +185,19 @@ def export(
 
 
 def rebuild_average(
-    run: str = typer.Argument(..., help="Directory of a run with snapshots (optim.ema_snapshot_stds)."),
+    run: str = typer.Argument(
+        ..., help="A run with snapshots (optim.ema_snapshot_stds): its directory or key, runs:/ID, or models:/NAME@ALIAS."
+    ),
     out: str = typer.Argument(..., help="Directory of another run for the checkpoint; one for each decay."),
     decay: float = typer.Option(..., help="Decay of the exponential average, like 0.9999."),
     step: int = typer.Option(0, min=0, help="Training step; 0 takes that of the last snapshot."),
+    max_error: float = options.MAX_ERROR,
 ) -> None:
     """Rebuild the average of any decay from a run's snapshots, as a checkpoint."""
     connect()
+    from evaluation.records.run_directory import run_uri_of
+    from evaluation.selection.resolve import is_tracked, resolve_model
     from training.checkpoints.averages import rebuild_average as rebuild
 
-    print(json.dumps(rebuild(run, out, decay=decay, step=step or None), indent=2))
+    run_uri = run_uri_of(resolve_model(run).checkpoint_uri) if is_tracked(run) else run
+    print(json.dumps(rebuild(run_uri, out, decay=decay, step=step or None, max_error=max_error), indent=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -316,6 +317,8 @@ def learn_variance(
         print(json.dumps({"uri": uri, **dataclasses.asdict(variance)}, indent=2))
         return
     count = len(variance.timesteps)
+    if variance.num_images < num_images:
+        print(f"estimated on {variance.num_images:,} images: the training split has no more")
     print("mean squared error of x_0    timestep    on real images    from the norm of eps")
     for k in sorted({0, count // 4, count // 2, 3 * count // 4, count - 1}):
         print(f"{'':<29}{variance.timesteps[k]:<12}{variance.optimal[k]:<18.3g}{variance.analytic[k]:.3g}")
@@ -364,13 +367,15 @@ def evaluation_options(
 
 
 def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions, specs: Iterable[ModelSpec]) -> str:
-    """Return the URI of the data set's reference statistics; missing ones are computed.
+    """Return the URI of the data set's reference statistics: those of the pipeline that trained the model, or those in the data set.
 
-    Metrics that can't be had, and models (`specs`) that can't be read, are refused first.
+    Missing ones are computed. Metrics that can't be had, and models (`specs`) that can't be read, are refused first.
     """
-    from evaluation.distances.reference_statistics import compute_reference
+    from components.steps.reference import REFERENCES
+    from evaluation.distances.reference_statistics import compute_reference, find_reference
     from evaluation.evaluate.preflight import require_metrics
     from evaluation.features.extractors import load_extractor
+    from evaluation.records.run_directory import run_uri_of
     from evaluation.sampling.trained_model import require_readable
     from training.checkpoints.checkpoint import load_experiment
 
@@ -378,7 +383,10 @@ def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions
     evaluation = experiment.evaluation
     network = load_extractor(options.extractor or evaluation.extractor, weights=options.extractor_weights, device=options.own_device)
     require_metrics(experiment, network, options)
-    train_uri, directory, count = storage.join(data_uri, "train"), storage.join(data_uri, "references"), evaluation.num_reference_images
+    train_uri, directory, count = storage.join(data_uri, "train"), storage.join(data_uri, REFERENCES), evaluation.num_reference_images
+    root = re.fullmatch("(.*[^/])/runs/[^/]+", run_uri_of(model.checkpoint_uri))
+    if root and (found := find_reference(train_uri, network, storage.join(root[1], REFERENCES), count)):
+        return found.uri
     return compute_reference(train_uri, network, directory, count, before=lambda: require_readable(specs)).uri
 
 

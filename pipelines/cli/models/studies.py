@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from pipelines.cli.models import scoring
-from pipelines.cli.options import JSON, MODEL
+from pipelines.cli.options import JSON, MAX_ERROR, MODEL
 from pipelines.cli.services import connect
 from training import storage
 from training.config.errors import UserError
@@ -22,9 +22,7 @@ def ema_sweep(
     decays: str = typer.Option(..., help="Decays like 0.99,0.999,0.9999; missing averages are rebuilt from the run's snapshots."),
     at: str = typer.Option("", help="Training steps like 100000,200000; empty takes the latest."),
     full: bool = typer.Option(False, "--full", help="Use the protocol of the reported number, not of the scores in training."),
-    max_error: float = typer.Option(
-        0.005, help="Largest expected error of a rebuilt average, relative to the distance from weights to average."
-    ),
+    max_error: float = MAX_ERROR,
     data: str = scoring.DATA,
     reference: str = scoring.REFERENCE,
     extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
@@ -192,7 +190,7 @@ def score_batch(
     reference: str = typer.Argument(..., help="npz of reference statistics, an ADM reference batch, or images alone."),
     extractor: str = typer.Option("inception", help="Feature extractor; `iddpm metrics` lists them."),
     extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
-    metrics: list[str] = scoring.METRICS,
+    metrics: list[str] = typer.Option([], "--metric", help="Further metric; `iddpm metrics` lists them. May be repeated."),
     out: Path = typer.Option(Path("score-batch"), help="Directory for score.html and score.json."),
     device: str = scoring.DEVICE,
     as_json: bool = JSON,
@@ -207,7 +205,7 @@ def score_batch(
         reference,
         extractor=extractor,  # type: ignore[arg-type]  # score_batch refuses other words
         extractor_weights=extractor_weights or None,
-        metrics=[metric for metric in metrics if metric != "none"],
+        metrics=metrics,
         device=device,
     )
     scoring.save_study(study.as_study(found), out, [""], as_json)
@@ -231,6 +229,8 @@ def adopt_reference(
     network = extractor_id(extractor)
     manifest = read_manifest(storage.join(data, "train"))
     count = num_images or manifest.num_images
+    if count > manifest.num_images:
+        raise UserError(f"--num-images {count:,}: {data} has {manifest.num_images:,} training images; name the data set that they are of")
     made = import_statistics(file, out, dataclasses.replace(provenance_of(manifest, network), num_images=count))
     print(f"{made.uri}: {made.features.dim}-dimensional features of {extractor}, vouched for as {count:,} images of {data}")
 

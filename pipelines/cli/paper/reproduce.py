@@ -39,6 +39,7 @@ def reproduce(
     from evaluation.ablations.definitions.ablation import suggest
     from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
     from evaluation.ablations.definitions.request import AblationRequest
+    from training.cost.accelerators import card_named
 
     if not name:
         for table in REPRODUCTIONS.values():
@@ -46,6 +47,7 @@ def reproduce(
         return
     if name not in REPRODUCTIONS:
         raise UserError(f"there is no table {name!r} to reproduce; {suggest(name, REPRODUCTIONS, 'tables')}")
+    card = card_named(card)  # an unknown one is refused before the first row is printed
     request = AblationRequest(name=name, scale="paper", overrides=tuple(overrides), runs=pairs(runs, "--run"), seeds=seeds)
     import torch
 
@@ -96,9 +98,10 @@ def _show(request: AblationRequest, card: str, price_per_hour: float | None) -> 
     from evaluation.ablations.page.table import reported
     from evaluation.ablations.trials.record import TrialRecord
 
+    trials = request.trials()  # refuses unknown runs, before anything is printed
     print(f"{request.ablation().title}. {request.ablation().source}")
     totals = {one: TrialCost(training=0.0, measuring=0.0) for one in (card, "CPU")}
-    for index, trial in enumerate(request.trials()):
+    for index, trial in enumerate(trials):
         evaluation, optim = trial.experiment.evaluation, trial.experiment.optim
         paper = reported(request, index % len(request.ablation().paper), TrialRecord(label=trial.label, preset=trial.preset, own=trial.own))
         numbers = [] if paper is None else [f"FID {paper.fid}", *([f"{paper.bits_per_dim} bits/dim"] if paper.bits_per_dim else [])]

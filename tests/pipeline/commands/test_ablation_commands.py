@@ -103,6 +103,7 @@ def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path, run_
         (("reproduce", "cifar-table2"), "did you mean 'cifar10-table2'"),
         (("reproduce", "figure7"), "the tables are cifar10-table2, imagenet64-table1, "),
         (("reproduce", "cifar10-table2", "--run", "vlb=s3://x"), "takes no run 'vlb'; its runs are simple-linear-t1000, simple-linear"),
+        (("reproduce", "cifar10-table2", "--card", "H1000"), "error: there is no card 'H1000'; the cards are "),
         (("ablate", "cifar10-table2"), "take --scale paper, or `iddpm reproduce cifar10-table2`"),
         (("ablate", "nothing.yaml"), "nothing.yaml: there is no such file"),
         (("ablate", "wrong.yaml"), "there is no 'axes'"),
@@ -124,8 +125,9 @@ def test_an_ablation_that_can_not_work_is_refused_in_one_line_before_anything_st
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.yaml").write_text(_GRID + "axes: 3\n")
-    status, _, error = run_iddpm(*arguments)
+    status, printed, error = run_iddpm(*arguments)
     assert status == 1
+    assert not printed
     assert said in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.yaml"]

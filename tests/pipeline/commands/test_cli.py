@@ -93,6 +93,24 @@ def test_every_command_and_every_option_has_a_text_that_says_what_it_does(path: 
         assert text.rstrip().endswith("."), name
 
 
+@pytest.mark.parametrize("path", sorted(COMMANDS))
+def test_the_help_of_a_narrow_terminal_cuts_nothing_short(path: str, run_iddpm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = run_iddpm(*path.split(), "--help")
+    assert status == 0
+    assert "…" not in out
+    shown = [each for each in COMMANDS[path].params if not getattr(each, "hidden", False)]
+    assert {name for each in shown for name in (*each.opts, *each.secondary_opts) if name.startswith("--")} <= set(out.split())
+
+
+def test_rebuild_average_takes_a_runs_key(run_iddpm: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tags = {"iddpm.best_checkpoint_uri": f"{tmp_path}/run/checkpoints/step=00000001"}
+    monkeypatch.setattr("evaluation.selection.resolve.find_training", lambda key: Mock(run_id="1", tags=tags))
+    status, _, err = run_iddpm("rebuild-average", "a591b1e5c6", f"{tmp_path}/rebuilt", "--decay", "0.97")
+    assert status == 1
+    assert f"error: {tmp_path}/run: has no snapshots; name a run" in err
+
+
 def test_the_help_of_preprocess_names_every_source() -> None:
     source = next(each for each in COMMANDS["preprocess"].params if each.name == "source")
     assert isinstance(source, click.Option) or hasattr(source, "help")
@@ -546,7 +564,7 @@ def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it
     assert "exists already" in err
 
 
-@pytest.mark.parametrize("name", ["digits", "shoot 12:30"])
+@pytest.mark.parametrize("name", ["digits", "shoot 12:30", "two\nlines"])
 @pytest.mark.parametrize("how", ["{name}", "./{name}", "~/{name}", "file://{folder}/{quoted}"])
 def test_init_and_training_look_at_the_folder_whatever_its_name(
     run_iddpm: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
@@ -558,6 +576,7 @@ def test_init_and_training_look_at_the_folder_whatever_its_name(
     status, out, _ = run_iddpm("init", "--images", word, "--out", str(tmp_path / "mine.toml"))
     assert status == 0
     assert f"{word}: 12 images in 2 classes, " in out
+    assert read_experiment_file(tmp_path / "mine.toml").data.num_classes == 2
     assert local._own_images(word) == [f"data_source={tmp_path / name}", 'data_options={"num_test": 1}']
 
 

@@ -28,7 +28,7 @@ from evaluation.ablations.page.table import reported, table_rows
 from evaluation.ablations.trials.record import TrialRecord, slug, split_by_seed
 from evaluation.ablations.trials.trial_model import find_trial_model
 from evaluation.records import npz
-from evaluation.records.numbers import format_estimate
+from evaluation.records.numbers import format_estimate, plain_estimate
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import Experiment
@@ -336,6 +336,14 @@ def test_sample_grids_have_one_noise_per_column_and_one_model_per_row(tmp_path: 
 )
 def test_a_number_is_shown_to_the_second_digit_of_its_error(value: float | None, error: float | None, text: str) -> None:
     assert format_estimate(value, error) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [(24.0, 2.1, "24.00 +- 2.1"), (4.8, 0.02, "4.800 +- 0.020"), (1234.0, 56.0, "1234 +- 56"), (3.14159, None, "3.142"), (None, None, "-")],
+)
+def test_numbers_for_a_terminal_keep_their_last_zeros(value: float | None, error: float | None, text: str) -> None:
+    assert plain_estimate(value, error) == text
 
 
 def test_the_papers_numbers_are_shown_as_the_paper_prints_them(tmp_path: Path) -> None:

@@ -148,6 +148,9 @@ def test_another_evaluation_of_a_run_takes_the_place_of_the_old_and_another_trai
     with pytest.raises(UserError, match="is not the experiment of this run"):
         claim(changed.override(["model.dropout=0.5"]))
     assert storage.read_bytes(f"{uri}/experiment.json") == changed.to_json().encode()
+    storage.write_bytes(f"{uri}/experiment.json", changed.to_json().encode()[:50])  # as a copy that was cut off
+    with pytest.raises(UserError, match=f"{uri}/experiment.json: not an experiment's JSON.*it is damaged or of another version"):
+        claim(changed)
 
 
 def test_a_forced_training_gets_a_directory_of_its_own_once_and_is_the_run_from_then_on(tmp_path: Path) -> None:

@@ -423,6 +423,13 @@ def test_the_distance_of_held_out_images_without_their_number_is_named(result: E
         write_report(str(tmp_path))
 
 
+def test_no_tick_of_a_short_training_lies_between_two_steps() -> None:
+    picture = draw_lines([Line(label="a", points={20: (2.0, None), 40: (1.0, None)})], Chart(x="training step", y="distance", caption="."))
+    assert picture is not None
+    assert ">30<" in picture.svg
+    assert not any(f">{tick}<" in picture.svg for tick in (22, 28, 32, 38))
+
+
 def test_long_names_leave_the_axes_their_width() -> None:
     """Matplotlib warns where a legend beside the axes leaves them none, which is an error here."""
     names = [

@@ -190,8 +190,11 @@ def test_of_many_snapshots_those_near_the_step_are_enough_and_of_few_all_take_pa
 def test_an_average_that_snapshots_do_not_determine_is_refused_with_what_would_help() -> None:
     snapshots = [Snapshot(step=at, std=std) for at in range(10_000, 300_001, 10_000) for std in (0.05, 0.1)]
     with pytest.raises(
-        ReconstructionError, match=r"decay 0.999 at step 300000 would be off by .*more frequent or narrower snapshots would do"
+        ReconstructionError,
+        match=r"decay 0.999 at step 300,000 can't be .* a longer average, or more frequent or narrower snapshots would do",
     ):
         reconstruct(snapshots, lambda snapshot: {}, step=300_000, decay=0.999, initial={})
+    with pytest.raises(ReconstructionError, match=r"a step that has a snapshot \(the nearest is 150,000\), or more frequent"):
+        reconstruct(snapshots, lambda snapshot: {}, step=154_000, decay=0.999, initial={})
     with pytest.raises(ReconstructionError, match="ema_snapshot_stds"):
         reconstruct([], lambda snapshot: {}, step=300_000, decay=0.9999, initial={})

@@ -76,7 +76,7 @@ def test_an_average_that_an_ablation_once_stored_is_found(tmp_path: Path) -> Non
 
 def test_a_run_without_snapshots_is_refused(tmp_path: Path) -> None:
     checkpoint.save(str(tmp_path), 1, {"experiment.json": EXPERIMENT.to_json().encode()})
-    with pytest.raises(ReconstructionError, match=r"has no snapshots; set optim\.ema_snapshot_stds"):
+    with pytest.raises(ReconstructionError, match=r"has no snapshots; name a run that was trained with optim\.ema_snapshot_stds"):
         rebuild_average(str(tmp_path), str(tmp_path / "rebuilt"), decay=DECAY)
 
 

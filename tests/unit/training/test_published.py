@@ -180,6 +180,12 @@ class Trap:
         return (print, ("code ran",))
 
 
+def test_a_program_of_torch_export_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "model.pt2").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"model\.pt2: is a program of torch\.export"):
+        read_weights(str(tmp_path / "model.pt2"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -243,6 +243,8 @@ def test_statistics_of_fewer_images_than_the_data_set_has_are_adopted_for_a_prot
     assert "vouched for as 300 images" in CliRunner().invoke(app, command, catch_exceptions=False).output
     result = evaluate(uri, digits_uri, adopted, options=EvaluationOptions(likelihood=False, num_samples=20))
     assert result.protocol["distance"]["reference"]["num_images"] == 300
+    with pytest.raises(UserError, match=r"--num-images 50,000: .* has 1,497 training images"):
+        CliRunner().invoke(app, [*command[:-1], "50000"], catch_exceptions=False)
 
 
 def test_unsuitable_files_are_refused_with_their_names(samples: str, adm_reference: str, reference_uri: str, tmp_path: Path) -> None:
@@ -252,6 +254,9 @@ def test_unsuitable_files_are_refused_with_their_names(samples: str, adm_referen
     npz.write_arrays(other, {"mu": np.zeros(5), "sigma": np.eye(5)})
     with pytest.raises(UserError, match=r"other\.npz has statistics of 5 dimensions, and digits-classifier has 64"):
         score_batch(samples, other, extractor="digits-classifier")
+    absent = str(tmp_path / "absent.pth")
+    with pytest.raises(UserError, match="extractor: 'digits-classifier', not 'inception'"):  # before its weights are looked for
+        score_batch(samples, reference_uri, extractor="inception", extractor_weights=absent)
     with pytest.raises(UserError, match="samples of our own models"):
         score_batch(samples, adm_reference, extractor="digits-classifier", metrics=("label_agreement",))
 

@@ -179,6 +179,8 @@ def test_an_evaluation_reports_the_share_of_copies_unless_it_is_turned_off(run_u
 
 
 def test_a_search_without_held_out_images_is_refused(digit_images: dict[str, Tensor], digits_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no data set"):
+        find_copies(digit_images["test"], str(tmp_path), pixel_space())
     (tmp_path / "train").symlink_to(f"{digits_uri}/train")
     with pytest.raises(UserError, match="has no test images, without which the rate of false alarms is unknown"):
         find_copies(digit_images["test"], str(tmp_path), pixel_space())

@@ -37,6 +37,7 @@ def test_costs_are_images_times_steps_of_every_decay(
     assert found.score_ratio == (4 * 70 * 8) / (4 * 60 * 5)
     assert found.full.distance == min(row[3] for row in found.table)
     assert found.behind >= 0
+    assert "1,200 beside training, 2,240 at full protocol, 1.87 times as many" in as_study(found).text
     assert json.loads(json.dumps(found.to_dict()))["score_ratio"] == found.score_ratio
 
 

@@ -1,0 +1,15 @@
+"""The help of a command as plain text, which wraps: typer's boxes cut names and examples short where a terminal is narrow, or a pipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand
+
+
+class Command(TyperCommand):
+    """A command whose help is plain text."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what typer gives, but for its markup."""
+        super().__init__(*args, **{**kwargs, "rich_markup_mode": None})
