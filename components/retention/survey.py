@@ -30,6 +30,8 @@ _CHECKPOINT = re.compile(r"((?:rebuilt/[^/]+/)?checkpoints/step=\d{8})/[^/]+$")
 _INTERMEDIATE = re.compile(rf"((?:{EVALUATIONS}/work|{SAMPLES}/images)-[^/]+)/")
 _GUIDE = re.compile(r'"guidance_step":\s*(\d+)')
 """A sampling that is guided by an earlier checkpoint of the same run names that by its step."""
+_OWN = re.compile(r'"(?:best_checkpoint|checkpoint|images)_uri":\s*"[^"]*/(checkpoints/step=\d{8}|samples/images-[^"/]+)/?"')
+"""A run that was copied names its own checkpoints and images by the addresses of its first place."""
 # The score of a checkpoint and a candidate of the final choice do not outlive the checkpoint by design.
 _RECORD = re.compile(
     rf"(?:{EVALUATIONS}/(?!step=|choose-)[^/]+\.json|trials/[^/]+\.json|plan\.json|experiment\.json|nightly/history\.json|{RESULT})$"
@@ -218,7 +220,8 @@ def survey(
         remaining = [files for files in remaining if files.name not in names]
         entries = [(files.name, entry.uri) for files in staying for path, entry in files.by_path.items() if _RECORD.match(path)]
         for (owner, _), text in zip(entries, read([uri for _, uri in entries]), strict=True):
-            named |= named_in([text]) | {f"{owner}/checkpoints/step={int(step):08d}" for step in _GUIDE.findall(text)}
+            own = [*_OWN.findall(text), *(f"checkpoints/step={int(step):08d}" for step in _GUIDE.findall(text))]
+            named |= named_in([text]) | {f"{owner}/{path}" for path in own}
     directories = []
     for files in all_files:
         state, reason = state_of(files)

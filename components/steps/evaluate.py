@@ -17,6 +17,7 @@ from components.steps.runs import read_result, storage_root_of
 from components.steps.studies import FINAL
 from evaluation.records.run_directory import EVALUATIONS, REPLACED, SAMPLES, kept_images, replaced_name, result_uri
 from training import storage
+from training.checkpoints.experiment_file import read_experiment
 from training.config.experiment import Experiment, Resources
 from training.console import say
 
@@ -63,7 +64,6 @@ def _evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Ma
     from evaluation.evaluate.run import evaluate_once
     from evaluation.sampling.trained_model import ModelSpec
     from evaluation.selection.final_choice import choose_best
-    from training.checkpoints.checkpoint import read_experiment
 
     experiment = read_experiment(storage.join(run_uri, "experiment.json"))
     storage_root_uri = storage_root_of(run_uri)
@@ -98,7 +98,8 @@ def set_aside(run_uri: str, pipeline_run_id: str) -> None:
         for named, name in renamed.items() if uri.endswith(".json") else ():  # the grid, and the file with the bits/dim of each image
             data = data.replace(named.encode(), name.encode())
         storage.write_bytes(new, data)
-    for uri in renamed:
+    # Results first: after an interruption, one that is there is copied again, and only files that are there get their new names in it.
+    for uri in sorted(renamed, key=lambda uri: not uri.endswith(".json")):
         storage.delete(uri)
     kept = tuple(kept_images(run_uri))
     for folder in (f"{EVALUATIONS}/work-", f"{SAMPLES}/images-"):

@@ -16,8 +16,8 @@ from components.steps.runs import EXPERIMENT, read_result, storage_root_of
 from components.steps.studies import FINAL, log_evaluation, read_evaluation
 from evaluation.records.run_directory import result_uri
 from training import storage
+from training.checkpoints.experiment_file import read_experiment
 from training.config.errors import UserError
-from training.config.experiment import Experiment
 from training.console import say
 from training.tracking.client import TrackingError
 from training.tracking.registry import RegisteredModel, register
@@ -136,12 +136,18 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
     """
     result = read_result(run_uri)
     run_id = run_id or result.get("tracking_run_id", "")
-    if not run_id or locate(run_id) is None:  # somebody deleted it in MLflow
+    if not run_id:
+        return
+    if locate(run_id) is None:
+        say(
+            f"MLflow gets nothing of {run_uri}: its run {run_id} was deleted there, or is unknown. Restore it there, or `iddpm gc` deletes "
+            "the directory too"
+        )
         return
     run = attach(run_id, check=False, run_uri=run_uri)
     experiment_uri = storage.join(run_uri, EXPERIMENT)
     if storage.exists(experiment_uri):
-        run.log_params(Experiment.from_json(storage.read_bytes(experiment_uri)).every_field())
+        run.log_params(read_experiment(experiment_uri).every_field())
     final = _final_evaluation(run_uri)
     if final is not None:
         log_evaluation(run_uri, FINAL, run_id)

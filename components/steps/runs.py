@@ -10,6 +10,7 @@ from typing import Any
 from evaluation.records.run_directory import DELETING, TrainingFields
 from evaluation.records.run_directory import RESULT as RESULT
 from training import storage
+from training.checkpoints.experiment_file import read_experiment
 from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.run_keys import run_keys, same_training
@@ -127,7 +128,7 @@ def claim_directory(run: Run) -> None:
     ours = run.experiment.to_json().encode()
     if not storage.write_bytes(uri, ours, if_absent=True):
         stored = storage.read_bytes(uri)
-        if stored != ours and not same_training(Experiment.from_json(stored), run.experiment):
+        if stored != ours and not same_training(read_experiment(uri), run.experiment):
             raise UserError(f"{uri} was changed: it is not the experiment of this run; restore it, or remove it")
         storage.write_bytes(uri, ours)  # also where it is equal: the new time tells `iddpm gc` that the run is in use
     require_not_deleting(run.uri)

@@ -83,13 +83,14 @@ def tune(
             )
 
         deadline = time.monotonic() + 3600 * wanted.options.hours if wanted.options.hours else float("inf")
-        for number in range(wanted.trials):
+        for number in _pending(wanted.trials, read_records(uri)):
             records = {record.number: record for record in read_records(uri)}
             present = records.get(number)
-            if present is not None and present.state != "failed":
+            if present is not None and present.state != "failed":  # another process has run it meanwhile
                 continue
             if time.monotonic() > deadline:
-                say(f"the time is over: {number} of {wanted.trials} trials are done, and the same command goes on")
+                done = sum(record.state != "failed" for record in records.values())
+                say(f"the time is over: {done} of {wanted.trials} trials are done, and the same command goes on")
                 break
             params = present.params if present else _suggest(wanted, list(records.values()), number)
             others = [record for record in records.values() if record.number != number]
@@ -108,6 +109,15 @@ def tune(
 def label_of(number: int, params: Mapping[str, Value]) -> str:
     """Return the label of a trial, like "3: learning_rate=0.002 dropout=0.1"."""
     return f"{number}: {' '.join(f'{Axis(field=field).name}={value}' for field, value in params.items())}"
+
+
+def _pending(num_trials: int, records: list[TrialRecord]) -> list[int]:
+    """Return the trials to run: those without a record, then those that failed.
+
+    One that was killed has no record. With the result of a failed one its suggestion would be another, and its training be lost.
+    """
+    states = {record.number: record.state for record in records}
+    return sorted((number for number in range(num_trials) if states.get(number, "failed") == "failed"), key=lambda number: number in states)
 
 
 def _suggest(request: TuneRequest, records: list[TrialRecord], number: int) -> dict[str, Value]:

@@ -18,6 +18,7 @@ from components.plan_tuning import plan_tuning
 from components.report_tuning import report_tuning
 from components.settings import settings
 from components.steps.close import FAILURES_VARIABLE, End, close_runs, end_of_run, finish_training
+from components.steps.mlflow_sync import update_mlflow
 from components.steps.runs import identify
 from components.tabulate_ablation import tabulate_ablation
 from evaluation.ablations.definitions.request import DEFAULT_PRESET, OWN_GRID
@@ -122,6 +123,14 @@ def test_a_run_that_left_its_result_is_closed_as_finished(experiment, tmp_path):
     run = _left_open(experiment, "k-2", "pipeline-1", str(tmp_path))
     close_runs(End(succeeded=False), "pipeline-1")
     assert _status(run) == "FINISHED"
+
+
+def test_a_trained_run_that_was_deleted_in_mlflow_is_said_to_get_nothing_there(experiment, tmp_path, capsys):
+    run, run_uri = _left_open(experiment, "k-2", "pipeline-1"), f"{tmp_path}/runs/k-2"
+    storage.write_json(f"{run_uri}/result.json", {"tracking_run_id": run.run_id})
+    mlflow_client.connect().delete_run(run.run_id)
+    assert update_mlflow(run_uri)
+    assert f"MLflow gets nothing of {run_uri}: its run {run.run_id} was deleted there" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("end", "status"), [(End(False), "FAILED"), (End(False, cancelled=True), "KILLED"), (End(True), "FINISHED")])

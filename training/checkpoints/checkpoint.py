@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from training import storage
+from training.checkpoints.experiment_file import WRONG_VERSION, read_experiment
 from training.config.errors import UserError, lines_of
 from training.config.experiment import Experiment
 from training.config.run_keys import same_training
@@ -37,7 +38,6 @@ DIRECTORY = "checkpoints"
 COMPLETE = "complete.json"
 EXPERIMENT = "experiment.json"
 MODEL = "model"
-_WRONG_VERSION = "it is damaged or of another version, so check the address, or take the version of this program that wrote it"
 
 
 def checkpoint_uri(run_uri: str, step: int) -> str:
@@ -164,7 +164,7 @@ def load_experiment(uri: str) -> Experiment:
     except CheckpointError:  # names the checkpoint
         raise
     except UserError as error:
-        raise CheckpointError(f"{storage.join(uri, EXPERIMENT)}: {error}; {_WRONG_VERSION}") from error
+        raise CheckpointError(f"{storage.join(uri, EXPERIMENT)}: {error}; {WRONG_VERSION}") from error
     run_uri = _run_of(uri)
     try:
         current = read_experiment(storage.join(run_uri, EXPERIMENT)) if run_uri else experiment
@@ -173,14 +173,6 @@ def load_experiment(uri: str) -> Experiment:
     except UserError as error:
         raise CheckpointError(str(error)) from error
     return dataclasses.replace(experiment, evaluation=current.evaluation) if same_training(experiment, current) else experiment
-
-
-def read_experiment(uri: str) -> Experiment:
-    """Read an `experiment.json` beside the checkpoints, such as that of a run's directory; refuse unknown fields by the file's name."""
-    try:
-        return Experiment.from_json(storage.read_bytes(uri))
-    except UserError as error:
-        raise UserError(f"{uri}: {error}; {_WRONG_VERSION}") from error
 
 
 def weights_names(uri: str) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from training import storage
 from training.checkpoints import checkpoint
 from training.checkpoints.diffusers_experiment import experiment_of
+from training.checkpoints.experiment_file import read_experiment
 from training.checkpoints.import_export import Imported, describe_difference, expected_shapes, read_tensors, save_imported, shapes_of
 from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, Experiment, ModelConfig
@@ -54,7 +55,7 @@ def export_diffusers(checkpoint_uri: str, folder_uri: str, *, weights: str | Non
     experiment = checkpoint.load_experiment(checkpoint_uri)
     config = unet_config(experiment)
     if storage.list_uris(folder_uri):
-        raise UserError(f"{folder_uri}: is not empty; name a folder that does not exist")
+        raise UserError(f"{folder_uri}: is not empty; name another folder, or delete it if an earlier export was stopped there")
     chosen = checkpoint.choose_weights(checkpoint_uri, weights)
     state = to_diffusers(checkpoint.load_model_state(checkpoint_uri, chosen), experiment.model)
     scheduler = scheduler_config(experiment.diffusion)
@@ -95,7 +96,7 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
     if preset is not None:
         experiment = named_preset(preset, overrides)
     elif storage.exists(experiment_uri):
-        experiment = checkpoint.read_experiment(experiment_uri).override(overrides)
+        experiment = read_experiment(experiment_uri).override(overrides)
     config_uri, scheduler_uri = _find(folder_uri, CONFIG), _find(folder_uri, SCHEDULER)
     unet, scheduler = _complete_unet(storage.read_json(config_uri)), _complete_scheduler(storage.read_json(scheduler_uri))
     _require_class(config_uri, unet, "UNet2DModel", "no other network can be imported")

@@ -77,6 +77,7 @@ class RankZeroHooks:
         self._system: SystemMetrics | None = None
         if job.tracking_run_id:
             self._tracked = attach(job.tracking_run_id, check=False, run_uri=job.run_uri)
+            storage.retry(self._tracked.save_metrics)  # reads the record: if it is damaged, no checkpoint could be written
             self._tracked.set_tags({NUM_WORKERS_TAG: str(world_size)})  # fewer than asked for after a machine was lost
             self._system = SystemMetrics()
         self._gauge = Gauge(job.experiment, job.resources, world_size)

@@ -175,7 +175,7 @@ def last_time(run_uri: str) -> int:
             lines = file.read().splitlines()
     except storage.ObjectNotFoundError:
         return 0
-    with _lines_named(run_uri):
+    with _named(run_uri, "last line"):
         return int(json.loads(lines[-1])["time"]) if lines else 0
 
 
@@ -187,19 +187,22 @@ def _read_or_empty(uri: str) -> bytes:
 
 
 def _parse(text: bytes, run_uri: str) -> list[_Line]:
-    def values(line: dict[str, Any]) -> dict[str, float]:
-        return {key: float(value) for key, value in line["values"].items()}
+    def read(line: dict[str, Any]) -> _Line:
+        values = {key: float(value) for key, value in line["values"].items()}
+        return _Line(int(line["step"]), int(line["time"]), values, bool(line.get("rollback")))
 
-    with _lines_named(run_uri):
-        lines = map(json.loads, text.splitlines())
-        return [_Line(int(line["step"]), int(line["time"]), values(line), bool(line.get("rollback"))) for line in lines]
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        with _named(run_uri, f"line {number:,}"):
+            found.append(read(json.loads(line)))
+    return found
 
 
 @contextlib.contextmanager
-def _lines_named(run_uri: str) -> Iterator[None]:
-    """Name the file where one of its lines is something else. There is no pydantic on a bare GPU machine, and a line is small."""
+def _named(run_uri: str, line: str) -> Iterator[None]:
+    """Name the file and its line where that is something else. There is no pydantic on a bare GPU machine, and a line is small."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"has a line that is no step with its values ({type(error).__name__}: {error})"
-        raise storage.StorageError(f"{storage.join(run_uri, METRICS)}: {reason}; it is damaged, so check it") from error
+        reason = f"{line} is no step with its values ({type(error).__name__})"
+        raise storage.StorageError(f"{storage.join(run_uri, METRICS)}: {reason}; remove that line, or bring the whole file back") from error

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from components.steps.evaluate import set_aside
 from evaluation.evaluate.options import require_own_name
 from training import storage
@@ -43,3 +45,31 @@ def test_a_persons_own_evaluations_keep_their_names_in_a_forced_evaluation(tmp_p
     set_aside(run_uri, "second")
     left = {uri.removeprefix(f"{run_uri}/") for uri in storage.list_uris(run_uri)}
     assert left == {*files, *(".before-second.".join(file.rsplit(".", 1)) for file in finals), "evaluations/forced-by-second"}
+
+
+@pytest.mark.parametrize("num_deleted", range(5))
+def test_a_result_names_its_own_files_also_where_setting_it_aside_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_deleted: int
+) -> None:
+    run_uri, deleted = str(tmp_path / "run"), []
+    bits_uri, grid_uri = f"{run_uri}/evaluations/final-bits-per-dim.npz", f"{run_uri}/samples/final.png"
+    for uri in (bits_uri, grid_uri, f"{run_uri}/evaluations/report.html", f"{run_uri}/evaluations/choice.json"):
+        storage.write_bytes(uri, b"{}")
+    storage.write_json(f"{run_uri}/evaluations/final.json", {"grid_uri": grid_uri, "likelihood": {"per_image_uri": bits_uri}})
+    delete = storage.delete
+
+    def delete_some(uri: str) -> None:
+        if len(deleted) == num_deleted:
+            raise KeyboardInterrupt
+        deleted.append(uri)
+        delete(uri)
+
+    monkeypatch.setattr(storage, "delete", delete_some)
+    with pytest.raises(KeyboardInterrupt):
+        set_aside(run_uri, "second")
+    monkeypatch.setattr(storage, "delete", delete)
+    set_aside(run_uri, "second")
+    assert storage.read_json(f"{run_uri}/evaluations/final.before-second.json") == {
+        "grid_uri": f"{run_uri}/samples/final.before-second.png",
+        "likelihood": {"per_image_uri": f"{run_uri}/evaluations/final-bits-per-dim.before-second.npz"},
+    }

@@ -16,7 +16,7 @@ import pytest
 
 from components.steps.runs import identify
 from components.tuning.report import log_trials
-from components.tuning.steps import _run_trial
+from components.tuning.steps import _pending, _run_trial, _suggest
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.tuning.optimiser import Pruner, suggest
 from evaluation.tuning.page import render
@@ -84,6 +84,15 @@ def test_a_tuning_that_was_killed_goes_on_with_the_same_suggestions(tmp_path: Pa
     assert len({str(record.params) for record in read_records(whole)}) == 12
     other = suggest(REQUEST.axes(), REQUEST.experiment(), read_records(whole)[:6], number=6, seed=1)
     assert other != read_records(whole)[6].params
+
+
+def test_a_trial_that_was_killed_goes_on_with_its_suggestion_before_one_that_failed_runs_again(tmp_path: Path) -> None:
+    records = _extend(str(tmp_path), 10)
+    records[3] = TrialRecord(number=3, params=records[3].params, state="failed")
+    killed = _suggest(REQUEST, records, 10)
+    again = [*records[:3], TrialRecord(number=3, params=records[3].params, state="complete", score=-1.0), *records[4:]]  # the best
+    assert _suggest(REQUEST, again, 10) != killed
+    assert _pending(12, records) == [10, 11, 3]
 
 
 def test_suggestions_learn_from_the_trials_before(tmp_path: Path) -> None:

@@ -337,6 +337,17 @@ def test_the_checkpoint_that_guides_the_sampling_stays(world: World) -> None:
     assert _look_and_delete(world) == []
 
 
+def test_a_copied_run_keeps_what_it_names_by_the_addresses_of_its_first_place(world: World) -> None:
+    world.now -= 40 * DAY
+    world.write("runs/a/samples/images-1/plan.json", {})
+    world.write("runs/a/evaluations/mine.json", {"images_uri": world.address("runs/a/samples/images-1")})
+    world.now += 40 * DAY
+    shutil.copytree(world.root / "runs/a", world.root / "runs/b")
+    shutil.rmtree(world.root / "runs/a")
+    world.tags["runs/b"], world.status = ["a model of this run is compared"], {"runs/b": "finished"}
+    assert _look_and_delete(world) == ["runs/b/checkpoints/step=00000020"]
+
+
 def test_a_run_that_was_deleted_in_mlflow_goes_and_leaves_nothing(world: World) -> None:
     world.status["runs/a"] = "deleted"
     world.write("data/digits/train/shard-00000.parquet")

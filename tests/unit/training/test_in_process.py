@@ -20,6 +20,7 @@ from training.data.sources.published import digits
 from training.distributed.signals import StopFlag
 from training.launch import in_process, ray_train
 from training.loop.interfaces import STOP_REQUESTED, Job, TrainingError
+from training.tracking.metrics_file import METRICS
 
 EXPERIMENT = preset(
     "digits-tiny-hybrid-cosine",
@@ -112,6 +113,17 @@ def test_a_flag_that_is_set_before_it_begins_ends_it_with_nothing_written(tmp_pa
     with pytest.raises(RuntimeError, match="asked to stop"):
         in_process.train(_job(tmp_path / "run", data_uri), stop=flag)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_record_of_metrics_is_refused_before_the_first_update(
+    tmp_path: Path, data_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is written before each checkpoint, so that none could be."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # where nobody listens
+    storage.write_bytes(f"{tmp_path}/{METRICS}", b'{"step": 1, "time": 3, "values": {"a": 1.0}}\n{"step": 2, "ti')
+    with pytest.raises(storage.StorageError, match=f"{METRICS}: line 2 is no step with its values"):
+        in_process.train(dataclasses.replace(_job(tmp_path, data_uri), tracking_run_id="1"))
+    assert "is left out" not in capsys.readouterr().out
 
 
 def test_what_one_process_can_not_train_is_refused(tmp_path: Path, data_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

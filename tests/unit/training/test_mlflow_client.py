@@ -279,8 +279,8 @@ def test_a_damaged_record_of_metrics_holds_up_no_other_request_and_stays_as_it_i
     run.log_metrics({"loss": 0.5}, 2)
     run.set_tags({"a": "b"})
     assert run.flush()
-    assert capsys.readouterr().out.count(f"{METRICS}: has a line that is no step") == 1
-    with pytest.raises(StorageError, match="it is damaged, so check it"):
+    assert capsys.readouterr().out.count(f"{METRICS}: line 1 is no step") == 1
+    with pytest.raises(StorageError, match="remove that line, or bring the whole file back"):
         run.close()
     assert (tmp_path / METRICS).read_bytes() == b'{"step": 1, "ti'
 

@@ -35,6 +35,7 @@ from evaluation.tuning.record import read_records, smallest_scores
 from evaluation.tuning.request import TuneRequest
 from pipelines.cli.paper.reproduce import beside_the_paper
 from training.checkpoints import checkpoint
+from training.checkpoints.experiment_file import read_experiment
 from training.config.errors import UserError
 from training.config.presets import preset
 from training.data.format.manifest import Manifest, Shard, manifest_digest, read_manifest
@@ -213,7 +214,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[str], Any]]] = {
     "attempt.json": ({"time": 5, "data_uri": "data"}, lambda run: (last_progress(run), data_of(run))),
     "lease/00000001.json": (dataclasses.asdict(LEASE), lambda run: read_lease(f"{run}/lease")),
     "deleting.json": ({"since": 5.0}, require_not_deleting),
-    "experiment.json": (EXPERIMENT.to_dict(), lambda run: checkpoint.read_experiment(f"{run}/experiment.json")),
+    "experiment.json": (EXPERIMENT.to_dict(), lambda run: read_experiment(f"{run}/experiment.json")),
     "metrics.jsonl": ({"step": 1, "time": 5, "values": {"loss": 0.5, "other": "NaN"}}, _metrics),
     "manifest.json": (_manifest(), read_manifest),
     "checkpoints/step=00000200/complete.json": (
