@@ -60,7 +60,7 @@ def address(model_uri: str) -> Iterator[str]:
     threading.Thread(target=server.stderr.read, daemon=True).start()
     yield found[0]
     server.send_signal(signal.SIGINT)
-    server.wait(30)
+    server.wait(300)  # it first answers what it draws, which a busy machine does slowly
 
 
 def _pixels(answer: requests.Response) -> np.ndarray:
