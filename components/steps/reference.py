@@ -77,7 +77,7 @@ def planned_reference(experiment: Experiment, data_uri: str, storage_root_uri: s
     if found is None:
         return reference_for(experiment, data_uri, storage_root_uri, before_training=before_training)
     if before_training:
-        require_metrics(experiment, extractor_traits(name, len(found.features.mean)))
+        require_metrics(experiment, extractor_traits(name))
     return found.uri
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evaluation.distances.frechet import FeatureStatistics, Moments
-from evaluation.features.extractors import ExtractorId, ExtractorTraits, FeatureExtractor, distance_name
+from evaluation.features.extractors import ExtractorId, ExtractorTraits, FeatureExtractor, distance_name, extractor_traits
 from evaluation.records import npz
 from training import storage
 from training.config.errors import UserError
@@ -295,13 +295,18 @@ def import_statistics(foreign_uri: str, out_uri: str, provenance: Provenance) ->
         provenance: The data set and the extractor, which the file does not record; see `provenance_of`.
 
     Raises:
-        UserError: The file is no npz with statistics, or it records a provenance of its own; its numbers are not finite, or its covariance
-            can't be of so few images.
+        UserError: The file is no npz with statistics, or it records a provenance of its own; the extractor has another number of features;
+            its numbers are not finite, or its covariance can't be of so few images.
     """
     foreign = load_reference(foreign_uri)
     if foreign.provenance is not None:
         origin = f"{foreign.provenance.data_name}, {foreign.provenance.extractor}"
         raise UserError(f"{foreign_uri} records its provenance already: {origin}; use it as it is")
+    if foreign.features.dim != (dim := extractor_traits(provenance.extractor).dim):
+        raise UserError(
+            f"{foreign_uri} has {foreign.features.dim:,} features, and {provenance.extractor} has {dim:,}; declare the extractor that they "
+            "are of, or fetch statistics of this one"
+        )
     if not bool(torch.isfinite(foreign.features.mean.sum() + foreign.features.covariance.sum())):
         raise UserError(f"{foreign_uri}: mu or sigma is not finite; fetch the file again")
     rank = _rank(foreign.features.covariance)

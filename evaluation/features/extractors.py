@@ -126,15 +126,13 @@ class _Traits:
     provides: tuple[str, ...]
 
 
-def extractor_traits(name: str, dim: int) -> ExtractorTraits:
-    """Return the traits of an extractor without loading its weights; refuse an unknown one.
-
-    Args:
-        dim: Length of its feature vectors, as stored statistics have it.
-    """
-    own = {"inception": inception.InceptionExtractor.provides, "digits-classifier": DigitsExtractor.provides}
-    provides = own.get(name, pretrained.PretrainedExtractor.provides)
-    return _Traits(name=name, dim=dim, sha256=extractor_id(name).sha256, provides=provides)
+def extractor_traits(name: str) -> ExtractorTraits:
+    """Return the traits of an extractor without loading its weights; refuse an unknown one."""
+    sha256 = extractor_id(name).sha256
+    if name in pretrained.NETWORKS:
+        return _Traits(name=name, dim=pretrained.NETWORKS[name].dim, sha256=sha256, provides=pretrained.PretrainedExtractor.provides)
+    own = inception.InceptionExtractor if name == "inception" else DigitsExtractor
+    return _Traits(name=name, dim=own.dim, sha256=sha256, provides=own.provides)
 
 
 def weights_file(name: str) -> WeightsFile | None:

@@ -118,10 +118,18 @@ class _UnitEmbedding(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """A published network: its file, what makes a module of the file's bytes, and in a few words what its features know."""
+    """A published network.
+
+    Attributes:
+        file: Its weights.
+        build: Makes a module of the file's bytes.
+        dim: Length of a feature vector.
+        sees: In a few words, what the features know.
+    """
 
     file: WeightsFile
     build: Callable[[bytes], nn.Module]
+    dim: int
     sees: str
 
 
@@ -138,6 +146,7 @@ NETWORKS: dict[str, Network] = {
             url="https://download.pytorch.org/models/vgg16-397923af.pth",
         ),
         build=vgg16,
+        dim=4096,
         sees="ImageNet's classes; the network of precision and recall",
     ),
     "clip-vit-b-32": Network(
@@ -145,6 +154,7 @@ NETWORKS: dict[str, Network] = {
             network="CLIP ViT-B/32", name=f"clip-vit-b-32-{_CLIP_B_32}.pt", sha256=_CLIP_B_32, url=f"{_CLIP_SITE}/{_CLIP_B_32}/ViT-B-32.pt"
         ),
         build=clip,
+        dim=512,
         sees="what captions say",
     ),
     "clip-vit-l-14-336px": Network(
@@ -155,16 +165,19 @@ NETWORKS: dict[str, Network] = {
             url=f"{_CLIP_SITE}/{_CLIP_L_14_336}/ViT-L-14-336px.pt",
         ),
         build=clip_of_cmmd,
+        dim=768,
         sees="what captions say; the network of CMMD",
     ),
     "dinov2-vit-l-14": Network(
         file=dino.WEIGHTS,
         build=dino.dino,
+        dim=1024,
         sees="objects and their parts, learned without labels; the network of FD-DINOv2",
     ),
     "efficientnet-lite0": Network(
         file=efficientnet_lite.WEIGHTS,
         build=efficientnet_lite.efficientnet_lite,
+        dim=1280,
         sees="ImageNet's classes; needs no model hub",
     ),
 }

@@ -102,8 +102,11 @@ def test_a_plan_takes_statistics_that_are_there_without_loading_the_extractor(tm
 @pytest.mark.parametrize("name", ["digits-classifier", "efficientnet-lite0"])
 def test_the_traits_of_an_extractor_are_those_of_the_loaded_one(name: Extractor) -> None:
     loaded = load_extractor(name)
-    traits = extractor_traits(name, loaded.dim)
-    assert [getattr(traits, each) for each in ("name", "sha256", "provides")] == [loaded.name, loaded.sha256, loaded.provides]
+    traits = extractor_traits(name)
+    assert [getattr(traits, each) for each in ("name", "dim", "sha256", "provides")] == [
+        *(loaded.name, loaded.dim),
+        *(loaded.sha256, loaded.provides),
+    ]
 
 
 _SHORT = ("diffusion.num_timesteps=40", "evaluation.sampling.spacing=5", "evaluation.likelihood_steps=5", *_SCORED_WITH_FEW_STEPS)

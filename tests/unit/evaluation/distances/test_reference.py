@@ -1,5 +1,6 @@
 """Reference statistics: stored with their provenance, refused if it differs, and readable from other tools."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from evaluation.distances.reference_statistics import (
     provenance_of,
     reference_name,
 )
-from evaluation.features.extractors import load_extractor
+from evaluation.features.extractors import extractor_id, load_extractor
 from evaluation.records import npz
 from training.config.errors import UserError
 from training.config.presets import preset
@@ -94,45 +95,48 @@ def _provenance(**changes: object) -> Provenance:
         "image_channels": 3,
         "resize": "none",
         "num_images": 50_000,
-        "extractor": "inception",
+        "extractor": "digits-classifier",
         "extractor_sha256": "s",
     }
     return Provenance(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 def test_foreign_statistics_are_refused_until_their_provenance_is_declared(tmp_path: Path) -> None:
-    extractor = load_extractor("digits-classifier")
+    inception = extractor_id("inception")
     uri = str(tmp_path / "edm.npz")
-    np.savez(uri, mu=np.zeros(4, np.float32), sigma=np.eye(4))
+    np.savez(uri, mu=np.zeros(64, np.float32), sigma=np.eye(64))
     foreign = load_reference(uri)
     assert foreign.provenance is None
     with pytest.raises(UserError, match="do not record their images, extractor and resize"):
-        foreign.require(extractor=extractor)
+        foreign.require(extractor=inception)
     vouched = import_statistics(uri, str(tmp_path / "ours.npz"), _provenance())
     assert vouched.provenance == _provenance()
     assert vouched.features.num_images == 50_000
-    with pytest.raises(UserError, match="extractor: 'inception', not 'digits-classifier'"):
-        vouched.require(extractor=extractor)
+    with pytest.raises(UserError, match="extractor: 'digits-classifier', not 'inception'"):
+        vouched.require(extractor=inception)
 
 
 def test_statistics_of_another_number_of_features_are_refused_whatever_is_declared(digits_uri: str, tmp_path: Path) -> None:
     extractor = load_extractor("digits-classifier")
     np.savez(tmp_path / "edm.npz", mu=np.zeros(32), sigma=np.eye(32))
     declared = provenance_of(read_manifest(f"{digits_uri}/train"), extractor)
-    reference = import_statistics(str(tmp_path / "edm.npz"), str(tmp_path / "ours.npz"), declared)
+    with pytest.raises(UserError, match=r"edm\.npz has 32 features, and digits-classifier has 64; declare the extractor that they are of"):
+        import_statistics(str(tmp_path / "edm.npz"), str(tmp_path / "ours.npz"), declared)
+    assert not (tmp_path / "ours.npz").exists()
+    reference = dataclasses.replace(load_reference(str(tmp_path / "edm.npz")), provenance=declared)
     with pytest.raises(UserError, match="has 32 features, digits-classifier has 64; take statistics of"):
         reference.require(extractor=extractor)
 
 
 def test_fewer_images_than_a_covariance_takes_are_refused_also_where_it_is_stored_in_single_precision(tmp_path: Path) -> None:
-    features = np.random.default_rng(0).standard_normal((11, 32)) * np.geomspace(1e-2, 1.0, 32)
+    features = np.random.default_rng(0).standard_normal((11, 64)) * np.geomspace(1e-2, 1.0, 64)
     uri, out_uri = str(tmp_path / "foreign.npz"), str(tmp_path / "ours.npz")
     np.savez(uri, mu=features.mean(0), sigma=np.cov(features, rowvar=False).astype(np.float32))
     for too_few in (1, 10):
         with pytest.raises(UserError, match=f"sigma has rank 10, which takes more than {too_few} images"):
             import_statistics(uri, out_uri, _provenance(num_images=too_few))
     assert import_statistics(uri, out_uri, _provenance(num_images=11)).features.max_rank == 10
-    np.savez(uri, mu=np.zeros(2), sigma=np.full((2, 2), np.nan))
+    np.savez(uri, mu=np.zeros(64), sigma=np.full((64, 64), np.nan))
     with pytest.raises(UserError, match="mu or sigma is not finite"):
         import_statistics(uri, out_uri, _provenance())
 
@@ -141,7 +145,7 @@ def test_the_images_of_adopted_statistics_are_found_from_another_working_directo
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    np.savez("adm.npz", mu=np.zeros(4), sigma=np.eye(4), arr_0=np.zeros((2, 8, 8, 3), np.uint8))
+    np.savez("adm.npz", mu=np.zeros(64), sigma=np.eye(64), arr_0=np.zeros((2, 8, 8, 3), np.uint8))
     import_statistics("adm.npz", "ours.npz", _provenance())
     monkeypatch.chdir(tmp_path / "there")
     assert npz.batch_shape(load_reference("../here/ours.npz").images_uri) == (2, 8, 8, 3)

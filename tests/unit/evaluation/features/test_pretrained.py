@@ -119,6 +119,7 @@ def test_dino_has_the_published_parameters_and_resizes_positions_as_the_publishe
     with torch.device("meta"):
         network = DinoFeatures()
     assert (len(network.state_dict()), sum(p.numel() for p in network.parameters())) == (343, 304_368_640)
+    assert network.norm.normalized_shape == (NETWORKS["dinov2-vit-l-14"].dim,)
     small = DinoFeatures(width=64, depth=1)
     ramp = torch.arange(37.0).expand(37, 37)  # a column's number
     small.pos_embed.data[:, 1:] = ramp.reshape(1, -1, 1)
@@ -155,7 +156,7 @@ def test_vgg16_gives_fc2_after_its_relu_from_a_state_dict() -> None:
     torch.save(network.state_dict(), buffer)
     extractor = PretrainedExtractor(vgg16(buffer.getvalue()), name="vgg16", sha256="0" * 64)
     features = extractor(_images(3))
-    assert features.shape == (3, 4096)
+    assert features.shape == (3, NETWORKS["vgg16"].dim)
     assert float(features.min()) == 0.0
     empty = io.BytesIO()
     torch.save({}, empty)
