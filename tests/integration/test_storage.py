@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -200,6 +201,16 @@ def test_one_of_many_writers_of_an_absent_name_succeeds(root):
     for thread in threads:
         thread.join()
     assert [str(number).encode() for number in won] == [storage.read_bytes(uri)]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_one_of_many_writers_succeeds_on_a_disk_without_hard_links(number, tmp_path, monkeypatch):
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_one_of_many_writers_of_an_absent_name_succeeds(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_writers_that_update_at_once_lose_nothing_of_each_other(root):

@@ -23,6 +23,7 @@ _PARTIAL_SUFFIX = ".partial"
 _ADDRESS_AS_PATH = re.compile("s3:/|(file|gs|https?):/(?!/)")
 """An address that was read as a path: `Path` makes one slash of two, and a folder named like the scheme would be made."""
 _ABANDONED_SECONDS = 60.0
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # a FAT disk, a share, a bucket that is mounted as a directory
 
 
 def local_path(uri: str) -> Path:
@@ -76,6 +77,13 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool) -> bool:
             os.link(partial, local_path(uri))  # unlike a rename, fails where the name is taken
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            with _locked(local_path(uri).parent):
+                if local_path(uri).exists():
+                    return False
+                partial.replace(local_path(uri))
         return True
 
 
