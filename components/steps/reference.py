@@ -44,7 +44,7 @@ def reference_for(
         models: Models that will be evaluated with them; they are read before statistics are computed.
 
     Raises:
-        UserError: The extractor or the number of samples is not enough for a metric.
+        UserError: The extractor, or the number of samples or of training images, is not enough for a metric.
         CheckpointError: One of the models can't be read.
     """
     from evaluation.distances.reference_statistics import compute_reference
@@ -56,7 +56,7 @@ def reference_for(
     name = experiment.evaluation.extractor
     extractor = load_extractor(name, weights=stored_extractor_weights(storage_root_uri, name), device=choose_device("auto"))
     if before_training:
-        require_metrics(experiment, extractor)
+        require_metrics(experiment, extractor, data_uri)
     directory = storage.join(storage_root_uri, REFERENCES)
     count = experiment.evaluation.num_reference_images
     return compute_reference(storage.join(data_uri, "train"), extractor, directory, count, before=lambda: require_readable(models)).uri
@@ -77,7 +77,7 @@ def planned_reference(experiment: Experiment, data_uri: str, storage_root_uri: s
     if found is None:
         return reference_for(experiment, data_uri, storage_root_uri, before_training=before_training)
     if before_training:
-        require_metrics(experiment, extractor_traits(name))
+        require_metrics(experiment, extractor_traits(name), data_uri)
     return found.uri
 
 
@@ -92,7 +92,8 @@ def make_reference(experiment: str, data_uri: str, data_digest: str, storage_roo
         resources: Fields of `training.config.experiment.Resources`.
 
     Raises:
-        UserError: The images have another digest, or the extractor or the number of samples is not enough for a metric.
+        UserError: The images have another digest, or the extractor, or the number of samples or of training images, is not enough for a
+            metric.
     """
     from training.data.format.manifest import read_manifest
 

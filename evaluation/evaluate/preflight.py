@@ -76,6 +76,8 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     train = read_manifest(storage.join(data_uri, "train"))
     reference = load_reference(reference_uri)
     metrics = _check_metrics(options, model, extractor, reference)
+    if not reference.images_uri:
+        _require_real_images(metrics, data_uri)
     provenance = reference.require(extractor=extractor, experiment=experiment, manifest=train)
     wanted = options.num_reference_images or experiment.evaluation.num_reference_images or train.num_images
     if provenance.num_images != min(wanted, train.num_images):
@@ -145,16 +147,17 @@ def default_metrics(extractor: str, num_classes: int) -> tuple[str, ...]:
     return ("label_agreement",) if extractor == "digits-classifier" and num_classes else ()
 
 
-def require_metrics(experiment: Experiment, extractor: ExtractorTraits, options: EvaluationOptions | None = None) -> None:
+def require_metrics(experiment: Experiment, extractor: ExtractorTraits, data_uri: str, options: EvaluationOptions | None = None) -> None:
     """Refuse metrics that an evaluation could not compute, as is known before its reference, and before a training.
 
     Args:
         experiment: The model's, which says what the options leave open.
         extractor: What the features come from.
+        data_uri: The data set, whose training images some metrics compare with the samples.
         options: Those of the evaluation; None for a training's own.
 
     Raises:
-        UserError: A metric needs what the extractor does not give, labels that the model does not have, or more samples.
+        UserError: A metric needs what the extractor does not give, labels that the model does not have, or more images.
     """
     options = options or EvaluationOptions()
     metrics = parse_metrics(_chosen_metrics(options, experiment) or ())
@@ -162,6 +165,13 @@ def require_metrics(experiment: Experiment, extractor: ExtractorTraits, options:
     _require_network(metrics, extractor, num_classes, f"the model of {experiment.name}")
     images = "samples" if options.num_samples else "samples of evaluation.num_samples"
     require_count(metrics, options.num_samples or experiment.evaluation.num_samples, images, extractor.dim)
+    _require_real_images(metrics, data_uri)
+
+
+def _require_real_images(metrics: frozenset[str], data_uri: str) -> None:
+    if comparing := need_real_images(metrics):
+        train_uri = storage.join(data_uri, "train")
+        require_count(comparing, read_manifest(train_uri).num_images, f"images in {train_uri}")
 
 
 def _require_network(metrics: frozenset[str], extractor: ExtractorTraits, num_classes: int, model: str) -> None:

@@ -90,6 +90,12 @@ def _work(plan: EvaluationPlan) -> EvaluationResult:
     likelihood = None
     if plan.likelihood is not None:
         likelihood = split_likelihood(plan.likelihood, plan.work_uri, num_workers=options.num_workers, device=options.worker_device)
+        num_lost = int((~likelihood.per_image.isfinite()).sum())
+        if num_lost:
+            say(
+                f"step {plan.step:,} ({plan.weights}): there is no mean of bits/dim, as those of {num_lost} of {likelihood.num_images} "
+                "images are not finite: its weights are damaged or its variances overflow; take another checkpoint"
+            )
     result = EvaluationResult(
         checkpoint_uri=plan.samples.model.checkpoint_uri,
         weights=plan.weights,

@@ -129,7 +129,7 @@ def with_evaluations(sampling: SamplingConfig, evaluations: int | None) -> Sampl
 
 
 def require_guide(sampling: SamplingConfig, members: Mapping[str, Experiment]) -> None:
-    """Refuse guidance by a checkpoint that is not an earlier one of the run, or by the model itself if it was trained with every label.
+    """Refuse a guide that is not an earlier checkpoint of the run, and the model itself as its guide unless it has label dropout.
 
     `members` are as in `TrainedModel`. Each member of an ensemble has to know images without a label, as it is asked for them at its
     timesteps; an earlier checkpoint guides at all timesteps, and is one of the middle member's run.
@@ -138,6 +138,8 @@ def require_guide(sampling: SamplingConfig, members: Mapping[str, Experiment]) -
         return
     if not sampling.guidance_step:
         for uri, experiment in members.items():
+            if not experiment.model.class_conditional:
+                raise UserError(f"{uri} has no labels and cannot guide itself; give the guidance_step of an earlier checkpoint")
             if not experiment.model.label_dropout:
                 raise UserError(
                     f"{uri} was trained with every label and cannot guide itself; train one with model.label_dropout=0.1, or "

@@ -110,10 +110,12 @@ def _sampling(
     model: TrainedModel, default: SamplingConfig, evaluations: int | None, method: SamplingMethod, limits: Limits
 ) -> SamplingConfig:
     """Return the sampler of a request."""
-    sampling = with_evaluations(default, evaluations)
-    if method != default.method:  # these settings belong to the experiment's own method
-        sampling = dataclasses.replace(sampling, method=method, eta=0.0, order=2, unipc_variant="B2", variance="model")
-    num_steps = count_timesteps(sampling.spacing, model.experiment.diffusion.num_timesteps) * sampling.evaluations_per_step
+    num_timesteps = model.experiment.diffusion.num_timesteps
+    most = num_timesteps * default.evaluations_per_step
+    if evaluations is not None and evaluations > most:
+        raise UserError(f"evaluations: this model has {num_timesteps} timesteps and takes at most {most} evaluations, got {evaluations}")
+    sampling = with_evaluations(default, evaluations).with_method(method)
+    num_steps = count_timesteps(sampling.spacing, num_timesteps) * sampling.evaluations_per_step
     if num_steps > limits.max_evaluations:
         raise UserError(f"the experiment takes {num_steps} evaluations, and {limits.max_evaluations} are allowed; say evaluations=...")
     return sampling

@@ -152,7 +152,7 @@ class DiffusionConfig:
     """The noising process and the objective.
 
     Attributes:
-        num_timesteps: The paper's T.
+        num_timesteps: The paper's T, 2 to 1,000,000.
         schedule: "linear" (Ho et al., scaled by 1000/T) or "cosine".
         objective: "simple" (L_simple), "vlb" (L_vlb) or "hybrid" (L_simple + vlb_weight * L_vlb).
         variance: "learned_range" (interpolated in log space between beta_tilde and beta), "fixed_large" (beta)
@@ -178,6 +178,9 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         require_at_least(2, self, "diffusion", "num_timesteps")
+        # Schedules and spacings are tables of T numbers, which the check of an experiment makes too.
+        most = 1_000_000
+        require(self.num_timesteps <= most, "diffusion.num_timesteps", f"must be at most {most:,}, got {self.num_timesteps:,}")
         require_at_least(0, self, "diffusion", "vlb_weight")
         require(
             self.schedule != "linear" or self.num_timesteps > 20,
@@ -307,11 +310,19 @@ class SamplingConfig:
         )
         require(0.0 <= self.dynamic_threshold <= 1.0, "dynamic_threshold", f"must be in [0, 1], got {self.dynamic_threshold}")
         require(
-            self.clip_denoised or self.dynamic_threshold == 0.0, "dynamic_threshold", "is a way to clip x_0, and clip_denoised is false"
+            self.clip_denoised or self.dynamic_threshold == 0.0,
+            "dynamic_threshold",
+            "is a way to clip x_0, and clip_denoised is false; set it to 0",
         )
-        require(0 <= self.guidance_scale < math.inf, "guidance_scale", f"must be 0 or more, got {self.guidance_scale}")
+        require(0 <= self.guidance_scale < math.inf, "guidance_scale", f"must be a finite number of at least 0, got {self.guidance_scale}")
         require(self.guidance_step >= 0, "guidance_step", f"must be 0 or more, got {self.guidance_step}")
         require(self.guidance_scale != 1.0 or self.guidance_step == 0, "guidance_step", "needs a guidance_scale other than 1")
+
+    def with_method(self, method: SamplingMethod) -> SamplingConfig:
+        """Return the settings with that method. If it is another one, settings that not every method has get their default values."""
+        if method == self.method:
+            return self
+        return dataclasses.replace(self, method=method, eta=0.0, order=2, unipc_variant="B2", variance="model")
 
     @property
     def evaluations_per_step(self) -> int:
@@ -426,14 +437,16 @@ class Experiment:
             f"{self.model.low_res_size} does not divide data.image_size {self.data.image_size}",
         )
         require(0 <= self.seed < 2**32, "seed", f"must be in [0, 2^32), got {self.seed}")
-        for path, sampling in (
-            ("evaluation.sampling", self.evaluation.sampling),
-            ("evaluation.scoring_sampling", self.evaluation.scoring_sampling),
+        reason = "the model was trained with every label" if self.model.class_conditional else "the model has no labels"
+        ways = ["train one with model.label_dropout=0.1"] if self.model.class_conditional else []
+        for path, sampling, remedies in (
+            ("evaluation.sampling", self.evaluation.sampling, [*ways, "give a guidance_step"]),
+            ("evaluation.scoring_sampling", self.evaluation.scoring_sampling, [*ways, "leave it out"]),
         ):
             require(
                 sampling.guidance_scale == 1.0 or sampling.guidance_step > 0 or self.model.label_dropout > 0,
                 f"{path}.guidance_scale",
-                "the model was trained with every label; train one with model.label_dropout=0.1, or give a guidance_step",
+                f"{reason}; {', or '.join(remedies)}",
             )
             if sampling.spacing:
                 try:

@@ -382,7 +382,7 @@ def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions
     experiment = load_experiment(model.checkpoint_uri)
     evaluation = experiment.evaluation
     network = load_extractor(options.extractor or evaluation.extractor, weights=options.extractor_weights, device=options.own_device)
-    require_metrics(experiment, network, options)
+    require_metrics(experiment, network, data_uri, options)
     train_uri, directory, count = storage.join(data_uri, "train"), storage.join(data_uri, REFERENCES), evaluation.num_reference_images
     root = re.fullmatch("(.*[^/])/runs/[^/]+", run_uri_of(model.checkpoint_uri))
     if root and (found := find_reference(train_uri, network, storage.join(root[1], REFERENCES), count)):
@@ -406,11 +406,18 @@ def _spec(spec: ModelSpec, ends: str, ends_weights: str, ends_width: int) -> Mod
 
 def sampling_of(checkpoint_uri: str, steps: str, method: str, settings: Sequence[str] = ()) -> SamplingConfig:
     """Return the sampling settings of a checkpoint's experiment, changed by --steps, --method and --sampling."""
+    import dataclasses
+    from typing import cast
+
     from training.checkpoints.checkpoint import load_experiment
+    from training.config.experiment import SamplingMethod
 
     experiment = load_experiment(checkpoint_uri)
-    words = {"spacing": steps, "method": method}
-    changes = [f"evaluation.sampling.{key}={json.dumps(word)}" for key, word in words.items() if word]
+    if method:
+        # An unknown method passes here. `override` refuses it.
+        sampling = experiment.evaluation.sampling.with_method(cast(SamplingMethod, method))
+        experiment = dataclasses.replace(experiment, evaluation=dataclasses.replace(experiment.evaluation, sampling=sampling))
+    changes = [f"evaluation.sampling.spacing={json.dumps(steps)}"] if steps else []
     changes += [f"evaluation.sampling.{setting}" for setting in settings]
     return experiment.override(changes).evaluation.sampling
 

@@ -83,11 +83,23 @@ def test_a_list_that_was_set_can_be_set_to_no_value_again(nothing: str) -> None:
         ("diffusion.variance=fixed_small", r"diffusion\.variance: L_hybrid exists to learn the variance"),
         ("diffusion.objective=simple", r"diffusion\.variance: L_simple has no gradient for a learned variance"),
         ("diffusion.num_timesteps=20", r"evaluation\.sampling\.spacing"),
+        ("diffusion.num_timesteps=1000001", r"^diffusion\.num_timesteps: must be at most 1,000,000, got 1,000,001$"),
         ("evaluation.sampling.spacing=ddim60", r"evaluation\.sampling\.spacing: no integer stride .*ddim59 and ddim63"),
         ("evaluation.sampling.eta=0.5", r"only 'ddim' and 'dpm_solver_pp' have an eta"),
         ("evaluation.sampling.spacing=learned:1001", r"evaluation\.sampling\.spacing: .* asks for 1001 of 1000"),
         ("evaluation.scoring_sampling.spacing=learned:10", r"evaluation\.scoring_sampling\.spacing: .* belong to one checkpoint"),
-        ("evaluation.sampling.guidance_scale=2", r"^evaluation\.sampling\.guidance_scale: the model was trained with every label"),
+        (
+            "evaluation.sampling.guidance_scale=2",
+            r"^evaluation\.sampling\.guidance_scale: the model was trained with every label; train one .*, or give a guidance_step$",
+        ),
+        (
+            "evaluation.scoring_sampling.guidance_scale=2",
+            r"^evaluation\.scoring_sampling\.guidance_scale: the model was trained with every label; train one .*, or leave it out$",
+        ),
+        (
+            "evaluation.sampling.guidance_scale=inf",
+            r"^evaluation\.sampling\.guidance_scale: must be a finite number of at least 0, got inf",
+        ),
         ("evaluation.sampling.guidance_step=5", r"^evaluation\.sampling\.guidance_step: needs a guidance_scale"),
         ("model.label_dropout=1", r"model\.label_dropout: must be in"),
         ("evaluation.sampling.order=3", r"evaluation\.sampling\.order: 'ancestral' is no multistep method"),
@@ -130,6 +142,12 @@ def test_a_guide_that_training_will_not_have_stored_is_refused_before_it(step: i
     guided.require_guide()
     with pytest.raises(UserError, match=rf"^evaluation\.sampling\.guidance_step: .* no checkpoint of step {step} .* \(200\) below"):
         guided.override([f"evaluation.sampling.guidance_step={step}"]).require_guide()
+
+
+@pytest.mark.parametrize(("section", "remedy"), [("sampling", "give a guidance_step"), ("scoring_sampling", "leave it out")])
+def test_a_model_without_labels_is_not_told_to_drop_them(section: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=rf"^evaluation\.{section}\.guidance_scale: the model has no labels; {remedy}$"):
+        DEMO.override(["model.class_conditional=false", f"evaluation.{section}.guidance_scale=2"])
 
 
 def test_the_scores_beside_training_have_no_earlier_checkpoint_to_guide_them() -> None:

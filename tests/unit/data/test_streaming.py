@@ -179,8 +179,10 @@ def test_a_batch_that_fails_has_waited_for_its_own_budget_alone_and_leaves_no_gr
 
 
 def test_a_budget_smaller_than_the_blocks_is_refused(data_uri, tmp_path):
-    with pytest.raises(UserError, match=r"too small to stream; it needs"):
+    with pytest.raises(UserError, match=r"^data\.disk_budget_bytes: 20000 is too small to stream .*; give at least \d+ ") as refused:
         stream(data_uri, tmp_path / "cache", budget=20_000)
+    needed = int(str(refused.value).partition("at least ")[2].split()[0])
+    stream(data_uri, tmp_path / "cache", budget=needed)
 
 
 def test_data_that_fits_the_budget_is_staged_in_its_exact_order(data_uri, tmp_path):

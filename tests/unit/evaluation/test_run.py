@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rounding import NETWORK
 from typer.testing import CliRunner
 
@@ -34,6 +36,9 @@ from training.checkpoints.checkpoint import CheckpointError
 from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
 from training.data.format.manifest import read_manifest
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
+from training.data.sources.files import file_source
 from training.models.unet import make_model
 
 Door = Callable[[str, str, str], object]
@@ -98,6 +103,22 @@ def test_the_same_evaluation_gives_the_same_numbers(
     assert {**again.likelihood, "per_image_uri": ""} == {**result.likelihood, "per_image_uri": ""}
 
 
+def test_an_evaluation_says_why_it_has_no_bits_per_dim(
+    experiment: Experiment, digits_uri: str, reference_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = checkpoint.checkpoint_uri(write_run(str(tmp_path / "run"), experiment, (100,)), 100)
+    state = checkpoint.load_model_state(uri)
+    state["out.2.weight"] *= 1e30  # the variance overflows, which DDIM does not use
+    files = {"experiment.json": experiment.to_dict(), "ema_0.99.pt": state}
+    spec = ModelSpec(checkpoint_uri=checkpoint.save(str(tmp_path / "run"), 100, files))  # type: ignore[arg-type]
+    ddim = SamplingConfig(method="ddim", spacing="4")
+    result = evaluate(spec, digits_uri, reference_uri, options=EvaluationOptions(likelihood_num_images=5, num_samples=20, sampling=ddim))
+    assert math.isfinite(result.distance)
+    assert result.likelihood is not None
+    assert not math.isfinite(result.likelihood["bits_per_dim"])
+    assert "step 100 (ema_0.99): there is no mean of bits/dim, as those of 5 of 5 images are not finite" in capsys.readouterr().out
+
+
 def test_another_purpose_draws_other_samples(result: EvaluationResult, evaluated_run_uri: str, digits_uri: str, reference_uri: str) -> None:
     options = EvaluationOptions(likelihood=False, batch_size=20, purpose="again", result_name="other")
     other = evaluate(checkpoint.checkpoint_uri(evaluated_run_uri, 200), digits_uri, reference_uri, options=options)
@@ -142,6 +163,31 @@ def test_metrics_that_the_final_evaluation_could_not_compute_are_refused_before_
     with pytest.raises(UserError, match=message):
         make_reference(experiment.override(overrides).to_json(), digits_uri, digest, str(tmp_path), {})
     assert not any(tmp_path.rglob("*.npz")), "before the statistics too"
+
+
+def test_too_few_training_images_for_a_metric_are_refused_before_the_training_and_before_the_first_draw(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    images, data_uri = tmp_path / "images", str(tmp_path / "data")
+    images.mkdir()
+    for index in range(3):
+        Image.new("L", (8, 8), 80 * index).save(images / f"{index}.png")
+    manifest = prepare(
+        file_source(str(images), name="digits", split="train"),
+        f"{data_uri}/train",
+        image_size=8,
+        options=Options(resize="none", image_channels=1),
+    )
+    unlabelled = experiment.override(["model.class_conditional=false", "data.num_classes=0", "evaluation.metrics=precision_recall"])
+    refusal = "^3 images in .*/train: precision_recall takes 4 at least"
+    with pytest.raises(UserError, match=refusal):
+        make_reference(unlabelled.to_json(), data_uri, manifest.content_digest, str(tmp_path), {})
+    assert not any(tmp_path.rglob("*.npz")), "before the statistics too"
+    reference = compute_reference(f"{data_uri}/train", load_extractor("digits-classifier"), str(tmp_path / "references"))
+    run_uri = write_run(str(tmp_path / "run"), unlabelled, (100,))
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 100))
+    with pytest.raises(UserError, match=refusal):
+        preflight(spec, data_uri, reference.uri, EvaluationOptions(likelihood=False))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from pipelines.cli.models.serving import serve
 from pipelines.serving.app import Limits, _sampling
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.config.experiment import SamplingMethod
+from training.config.experiment import SamplingConfig, SamplingMethod
 from training.config.presets import preset
 from training.models.unet import make_model
 
@@ -80,11 +80,26 @@ def test_a_host_that_is_none_is_named_with_the_remedy() -> None:
         serve("no-such-model", "nowhere.invalid", 8000, 4, 200, 2, "", "cpu")
 
 
-def test_another_method_than_the_models_takes_nothing_that_belongs_to_the_models_own(tmp_path: Path) -> None:
-    own = EXPERIMENT.override(["evaluation.sampling.variance=optimal", "evaluation.sampling.spacing=5"]).evaluation.sampling
-    files = {checkpoint.EXPERIMENT: EXPERIMENT.to_json().encode(), "ema_0.99.pt": make_model(EXPERIMENT).state_dict()}
-    model = load_model(checkpoint.save(str(tmp_path), 10, files))
-    assert _sampling(model, own, 5, "unipc", Limits()).variance == "model"
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("variance=optimal",),
+        ("method=ddim", "eta=0.5", "variance=analytic"),
+        ("method=dpm_solver_pp", "eta=0.5", "order=3"),
+        ("method=unipc", "order=3", "unipc_variant=B1"),
+    ],
+)
+def test_another_method_than_the_models_takes_nothing_that_belongs_to_the_models_own(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    experiment = EXPERIMENT.override([f"evaluation.sampling.{setting}" for setting in ("spacing=5", "dynamic_threshold=0.9", *settings)])
+    files = {checkpoint.EXPERIMENT: experiment.to_json().encode(), "ema_0.99.pt": make_model(experiment).state_dict()}
+    uri, own = checkpoint.save(str(tmp_path), 10, files), experiment.evaluation.sampling
+    for method in get_args(SamplingMethod):
+        expected = own if method == own.method else SamplingConfig(method=method, spacing="5", dynamic_threshold=0.9)
+        assert _sampling(load_model(uri), own, None, method, Limits()) == expected
+        assert sampling_of(uri, "", method) == expected, "the commands too"
+    assert sampling_of(uri, "", "deis", ["order=1"]).order == 1
+    with pytest.raises(UserError, match=r"^evaluation\.sampling\.method: .*'deis', got 'euler'"):
+        sampling_of(uri, "", "euler")
 
 
 @pytest.mark.parametrize("method", get_args(SamplingMethod))
@@ -93,6 +108,18 @@ def test_another_method_alone_keeps_the_experiments_timesteps_here_and_in_the_co
     served = _sampling(load_model(model_uri), own, None, method, Limits())
     assert served == sampling_of(model_uri, "", method)
     assert served.spacing == own.spacing
+
+
+@pytest.mark.parametrize(("guidance_scale", "most"), [(1.0, 400), (2.0, 800)])
+def test_more_evaluations_than_the_model_has_timesteps_are_refused_in_the_words_of_the_request(
+    model_uri: str, guidance_scale: float, most: int
+) -> None:
+    model, own = load_model(model_uri), SamplingConfig(guidance_scale=guidance_scale)
+    assert _sampling(model, own, most, own.method, Limits()).spacing == "400"
+    with pytest.raises(
+        UserError, match=f"^evaluations: this model has 400 timesteps and takes at most {most} evaluations, got {most + 1}$"
+    ):
+        _sampling(model, own, most + 1, own.method, Limits())
 
 
 def test_a_request_gives_the_images_that_python_draws(address: str, model_uri: str) -> None:

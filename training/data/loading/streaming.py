@@ -46,7 +46,10 @@ class StreamedRows:
         group_bytes = max(sizes) * (manifest.image_bytes + _LABEL_BYTES) + _HEADER_BYTES
         needed = min(len(sizes), _BLOCKS_ON_DISK * GROUPS_PER_BLOCK) * group_bytes
         if disk_budget_bytes < needed:
-            raise UserError(f"a disk budget of {format_bytes(disk_budget_bytes)} is too small to stream; it needs {format_bytes(needed)}")
+            raise UserError(
+                f"data.disk_budget_bytes: {disk_budget_bytes} is too small to stream {dataset_uri}; give at least {needed} "
+                f"({format_bytes(needed)}), or 0 to stage all of it"
+            )
         self._entry = get_or_make(self._directory, Path.mkdir)
         with reserve(cache_dir, max(0, disk_budget_bytes - size_on_disk(self._directory, "*.npy"))):
             pass

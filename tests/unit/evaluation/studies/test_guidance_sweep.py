@@ -65,6 +65,14 @@ def test_a_sweep_that_cannot_be_made_is_refused(spec: ModelSpec, scales: tuple[f
         guided_samplers(spec, scales, guidance_step=step)
 
 
+def test_a_model_without_labels_is_told_what_else_can_guide_it(
+    experiment: Experiment, write_checkpoint: Callable[[str, Experiment], str]
+) -> None:
+    uri = write_checkpoint("unconditional", experiment.override(["model.class_conditional=false"]))
+    with pytest.raises(UserError, match=f"^{uri} has no labels and cannot guide itself; give the guidance_step of an earlier checkpoint$"):
+        guided_samplers(ModelSpec(checkpoint_uri=uri), (2.0,))
+
+
 def test_a_sweep_of_an_ensemble_whose_ends_saw_every_label_is_refused(
     experiment: Experiment, write_checkpoint: Callable[[str, Experiment], str]
 ) -> None:
