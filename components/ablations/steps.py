@@ -33,6 +33,7 @@ def train_trial(item: Mapping[str, Any], train: Callable[[str], str], *, pipelin
     record = finished_record(item)
     if record is not None:
         return record.run_uri
+    storage.delete(_uri_of_record(item))  # one of an earlier training would pass for that of the new one
     with _tracked(item, pipeline_run_id) as tracking:
         return train(tracking.run_id)
 
@@ -121,12 +122,19 @@ def reason(error: Exception) -> str:
 
 
 def finished_record(item: Mapping[str, Any]) -> TrialRecord | None:
-    """Return the record of a trial that was finished with the present images of its data set, or None."""
+    """Return the record of a trial that was finished with the present images of its data set, or None.
+
+    A trial whose training was deleted since is not finished: ablations that evaluate its run, and joint measurements, need the weights.
+    """
     from evaluation.ablations.trials.record import read_record
+    from evaluation.records.run_directory import RESULT
     from training.data.format.manifest import read_manifest
 
     record = read_record(item["ablation_uri"], item["label"])
     if record is None or record.error:
+        return None
+    trained_here = record.run_uri and not item.get("run_uri")
+    if trained_here and not storage.exists(storage.join(record.run_uri, RESULT)):
         return None
     digest = read_manifest(storage.join(item["data_uri"], "train")).content_digest
     return record if record.data.get("digest") == digest else None

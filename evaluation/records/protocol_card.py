@@ -16,6 +16,11 @@ from training.config.experiment import SamplingConfig
 from training.config.spacing import count_timesteps
 from training.diffusion.samplers.sampler import make_sampler
 
+ERROR_ROW = (
+    "Standard error",
+    "jackknife over ten blocks of samples, corrected (Efron and Stein 1981): the spread over draws, not the bias of few samples",
+)
+"""The row of a card about the error of a reported distance (`evaluation.records.intervals.distance_error`)."""
 _PACKAGES = ("iddpm-pipelines", "torch", "numpy", "torch-fidelity")
 
 
@@ -93,10 +98,7 @@ def card_rows(card: Mapping[str, Any], likelihood_summary: Mapping[str, Any] | N
             f"digest {reference['data_digest'][:12]}",
         ),
         features_row(reference),
-        (
-            "Standard error",
-            "jackknife over ten blocks of samples, corrected (Efron and Stein 1981): the spread over draws, not the bias of few samples",
-        ),
+        ERROR_ROW,
     ]
     if likelihood is not None:
         rows += [

@@ -183,11 +183,12 @@ def _draw(axes: Axes, line: Line) -> None:
     xs = sorted(line.points)
     ys, errors = [line.points[x][0] for x in xs], [line.points[x][1] for x in xs]
     colour = COLOURS[line.style % len(COLOURS)]
+    dashes = _DASHES[(line.dashes + line.style // len(COLOURS)) % len(_DASHES)]  # of more lines than colours none looks like another
     axes.plot(
         xs,
         ys,
         color=colour,
-        linestyle=_DASHES[line.dashes % len(_DASHES)],
+        linestyle=dashes,
         marker=None if len(xs) > _MAX_MARKED_POINTS or (line.faint and len(xs) > 1) else _MARKERS[line.style % len(_MARKERS)],
         markersize=3 if line.faint else 5.5,
         linewidth=0.8 if line.faint else 1.8,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from evaluation.monitoring.checkpoint_scorer import comparable, read_history
 from evaluation.records.numbers import NONE
@@ -21,8 +23,10 @@ from evaluation.tuning.search import Axis
 from training.config.addresses import public_links
 
 _TEMPLATE = Path(__file__).with_name("tuning.html.jinja")
-_LONGEST_VALUE = 10
+_LONGEST_VALUE = 20
 """Letters of a choice at a tick."""
+_LETTERS_OF_A_PANEL = 24
+"""Letters of all choices that fit below a panel in one line."""
 
 
 def render(request: TuneRequest, records: Sequence[TrialRecord], *, links: Mapping[str, str]) -> str:
@@ -134,13 +138,27 @@ def _by_value(axes: Sequence[Axis], records: Sequence[TrialRecord], best: TrialR
                 xs = [axis.choices.index(str(value)) for value in values] if axis.choices else values
                 panel.plot(xs, [record.score for record in shown], "o", color=colour, markerfacecolor=face)
             panel.set_xlabel(axis.name)
-            if axis.choices:
-                panel.set_xticks(range(len(axis.choices)), [choice[:_LONGEST_VALUE] for choice in axis.choices])
-            else:
-                panel.set_xscale("log" if axis.log else "linear")
-                panel.xaxis.set_minor_formatter(NullFormatter())
+            if axis.low is not None and axis.high is not None:
                 panel.plot([axis.low, axis.high], [scored[0].score] * 2, alpha=0)  # the axis shows the whole range
+            _label_values(panel, axis)
         for panel in panels[len(axes) :]:
             panel.remove()
         figure.supylabel(name, fontsize="medium")
         return Picture(svg=as_svg(figure, caption), caption=caption)
+
+
+def _label_values(panel: Axes, axis: Axis) -> None:
+    """Label the values of a searched field, so that the labels of a narrow panel don't overlap."""
+    if axis.low is None or axis.high is None:
+        names = [choice if len(choice) <= _LONGEST_VALUE else f"{choice[: _LONGEST_VALUE - 1]}…" for choice in axis.choices]
+        slant: dict[str, Any] = {"rotation": 45, "ha": "right"} if len("".join(names)) > _LETTERS_OF_A_PANEL else {}
+        panel.set_xticks(range(len(names)), names, **slant)
+        return
+    if axis.log:
+        decades = math.log10(axis.high / axis.low)
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 1 else (1.0, 3.0) if decades < 2 else (1.0,)))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        panel.xaxis.set_major_locator(MaxNLocator(4, integer=isinstance(axis.low, int)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))

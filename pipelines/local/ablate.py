@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.ablations.directory import ablation_uri
+from components.ablations.directory import ablation_uri, read_plan
 from components.launch.resources import STAGES
 from evaluation.ablations.definitions.cost import trial_cost
 from evaluation.ablations.definitions.request import AblationRequest
@@ -29,6 +29,7 @@ from training.distributed.cores import available_cores
 
 if TYPE_CHECKING:
     from pipelines.services.services import Services
+    from training.tracking.tracked_run import Status
 
 _MAX_PARALLEL_TRIALS = 8
 """Trials at once on a machine of many cores, unless it is told otherwise: each takes some GiB of memory."""
@@ -80,6 +81,7 @@ def run_ablation(
     """
     from components.ablations.planning import list_data_sets, plan
     from components.ablations.steps import measure_joint
+    from components.steps.mlflow_sync import call_at_end
     from pipelines.local.images import preparation
     from training.data.splits import prepare_experiment
     from training.distributed.ray_session import parallel_map
@@ -96,11 +98,27 @@ def run_ablation(
             given, experiment = data_set["source"], Experiment.from_json(data_set["experiment"])
             prepare_experiment(experiment, data_set["data_uri"], source=given, shard_map=shard_map, **preparation(data_options, given))
         items = plan(request, root, TRACKING_EXPERIMENT)
-        failed = _run_trials(items, root, resources, parallel_trials, time_left)
-        if not failed or request.seeds > 1:
-            _catch(failed, "joint measurement", lambda: measure_joint(uri, dataclasses.asdict(resources["evaluate"])))
-        folder = report_locally(request, services)
+        with call_at_end(functools.partial(_end_if_stopped, read_plan(uri).parent_run_id)):
+            failed = _run_trials(items, root, resources, parallel_trials, time_left)
+            if not failed or request.seeds > 1:
+                _catch(failed, "joint measurement", lambda: measure_joint(uri, dataclasses.asdict(resources["evaluate"])))
+            folder = report_locally(request, services)
     return AblationResult(uri=uri, folder=folder, failed=failed, log_path=log_path)
+
+
+def _end_if_stopped(parent_run_id: str, status: Status) -> None:
+    """End an ablation's run in MLflow as KILLED or FAILED, and runs below it whose processes died; a report ends one that is finished."""
+    from training.tracking.runs import TrackingError, attach, close_open_run, open_runs
+    from training.tracking.tracked_run import PARENT_TAG
+
+    if status == "FINISHED":
+        return
+    with contextlib.suppress(TrackingError):  # MLflow is away: the same command opens the runs again, and ends them
+        if attach(parent_run_id, check=False).finish(status, timeout_seconds=10.0):
+            trials = open_runs(PARENT_TAG, parent_run_id)
+            trainings = [run for trial in trials for run in open_runs(PARENT_TAG, trial.run_id)]
+            for run in (*trainings, *trials):
+                close_open_run(run, PARENT_TAG, status)
 
 
 def estimate_time_left(requests: Sequence[AblationRequest], services: Services) -> TimeLeft:

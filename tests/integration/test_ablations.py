@@ -249,6 +249,10 @@ def test_an_ablation_that_is_stopped_saves_what_every_trial_has_trained(
         (log,) = list_logs(run_uri, "train")
         assert f"iddpm| {label}: stopped on request" in "\n".join(read_part(log.parts[-1].uri))
         assert not storage.exists(record_uri(ablation_uri(request, services.bucket_uri), label))
+    plan = read_plan(ablation_uri(request, services.bucket_uri))
+    client = connect()
+    found = client.search_runs([client.get_run(plan.parent_run_id).info.experiment_id], f"tags.`iddpm.ablation_key` = '{request.key()}'")
+    assert {run.info.status for run in found} == {"KILLED"}, "the ablation's run too, not only those of its trials"
 
 
 def _write_run(run_uri: str, experiment: Experiment) -> str:

@@ -10,17 +10,18 @@ import pytest
 
 from components.ablations.close import finish_ablation, update_ablation
 from components.ablations.directory import PLAN, Plan, ablation_uri
-from components.ablations.steps import measure_joint
+from components.ablations.steps import measure_joint, train_trial
 from components.ablations.tracking import TrialTracking, open_parent
 from components.reaper.mlflow_runs import send_what_mlflow_lacks
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import TrialRecord, record_uri
+from pipelines.local.ablate import _end_if_stopped
 from training import storage
 from training.config.errors import UserError
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.published import digits
 from training.tracking import client as mlflow_client
-from training.tracking.runs import PIPELINE_RUN_TAG, FoundRun, attach, close_open_run, open_runs
+from training.tracking.runs import PIPELINE_RUN_TAG, FoundRun, attach, close_open_run, open_run, open_runs
 
 _GRID = AblationRequest(name="own-grid", scale="tiny", preset="digits-tiny-hybrid-cosine", grid={"diffusion.vlb_weight": [0.001, 0.01]})
 
@@ -92,6 +93,21 @@ def test_a_sweep_that_was_cancelled_is_not_shown_as_failed(services: Any, tmp_pa
     assert (_status(killed.run_id), _status(plan.parent_run_id)) == ("KILLED", "KILLED")
 
 
+def test_an_ablation_here_that_is_stopped_leaves_no_run_open_even_if_its_processes_died(services: Any, tmp_path: Path) -> None:
+    plan = _planned(str(tmp_path))
+    trial = plan.request.trials()[0]
+    died = TrialTracking(plan, trial.label, trial, "")
+    training = open_run(
+        run_key=uuid.uuid4().hex, experiment_name=plan.tracking, run_name="training", tags={}, params={}, parent_run_id=died.run_id
+    )
+    assert training.flush()
+    runs = (training.run_id, died.run_id, plan.parent_run_id)
+    _end_if_stopped(plan.parent_run_id, "FINISHED")
+    assert [_status(run_id) for run_id in runs] == ["RUNNING"] * 3, "a report has ended them as they ended"
+    _end_if_stopped(plan.parent_run_id, "KILLED")
+    assert [_status(run_id) for run_id in runs] == ["KILLED"] * 3
+
+
 def test_a_sweep_that_failed_before_it_was_planned_has_no_report_and_no_second_error(services: Any, tmp_path: Path) -> None:
     request = AblationRequest(name="own-grid", scale="tiny", preset="digits-tiny-hybrid-cosine", grid={"diffusion.vlb_weight": [0.1, 1.0]})
     assert finish_ablation("FAILED", str(uuid.uuid4()), request, str(tmp_path), str(tmp_path / "page.html")) == ""
@@ -118,6 +134,16 @@ def test_after_failed_trials_have_run_again_mlflow_has_the_new_numbers(services:
     assert metrics(plan.parent_run_id) == {"num_finished": 2.0, "num_failed": 0.0}
     assert attach(first.run_id).metric_history("score/ema_0.99") == [(10, 2.5), (20, 1.0)]
     assert metrics(first.run_id) == {"score/ema_0.99": 1.0}, "the value of the last step"
+
+
+def test_a_trial_whose_run_was_deleted_is_trained_and_measured_again(services: Any, tmp_path: Path) -> None:
+    plan, pipeline = _planned(str(tmp_path)), str(uuid.uuid4())
+    uri, trial = ablation_uri(plan.request, str(tmp_path)), plan.request.trials()[0]
+    old = TrialRecord(label=trial.label, run_uri=f"{tmp_path}/runs/gone", measures={"history": {"points": []}})
+    storage.write_json(record_uri(uri, trial.label), old.to_dict())
+    trained = train_trial({**plan.items[0], "run_uri": ""}, lambda _: f"{tmp_path}/runs/new", pipeline_run_id=pipeline)
+    assert trained == f"{tmp_path}/runs/new"
+    assert not storage.exists(record_uri(uri, trial.label)), "the old record would pass for that of the new training"
 
 
 def test_the_joint_measurement_belongs_to_the_pipelines_run_that_planned_it(services: Any, tmp_path: Path) -> None:

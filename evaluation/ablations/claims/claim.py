@@ -35,7 +35,7 @@ class Deciding:
         level: The paper says that the number is below this level.
         above: The paper says that it is above the level instead.
         one_sided: The other side of the level decides nothing: a curve that has not become worse may still do so.
-        sides: If the number is a difference, name and number of its two sides.
+        sides: If the number is a difference, name and number of its two sides, then of further numbers that the evidence shows.
         unit: Unit of the sides.
         seeds: The number of each seed; empty for one run.
     """
@@ -74,19 +74,28 @@ class Finding:
         return as_plain(dataclasses.asdict(self))
 
 
-def claim(text: str, source: str, smaller: tuple[str, Estimate | None], larger: tuple[str, Estimate | None], unit: str) -> Finding | None:
+def claim(
+    text: str,
+    source: str,
+    smaller: tuple[str, Estimate | None],
+    larger: tuple[str, Estimate | None],
+    unit: str,
+    *,
+    beside: tuple[tuple[str, float], ...] = (),
+) -> Finding | None:
     """Test a statement of the paper that one number is smaller than another. For distances and bits/dim, smaller is better.
 
     `smaller` and `larger` are name and estimate of the numbers, in the unit `unit`. If a trial is missing, the estimate is None,
-    and so is the result.
+    and so is the result. `beside` are names and values of further numbers of that unit, which the evidence shows and which decide nothing.
     """
     (a_name, a), (b_name, b) = smaller, larger
     if a is None or b is None:
         return None
     difference, error = a[0] - b[0], math.hypot(a[1], b[1])
-    evidence = f"{a_name}: {_format(a)}; {b_name}: {_format(b)} {unit}. The difference is {difference:+.3g}"
+    evidence = f"{a_name}: {_format(a)}; {b_name}: {_format(b)} {unit}"
+    evidence += "".join(f" ({name}: {value:.4g})" for name, value in beside) + f". The difference is {difference:+.3g}"
     evidence += f" ± {error:.2g}." if error else "."
-    number = Deciding(value=difference, error=error, sides=((a_name, a[0]), (b_name, b[0])), unit=unit)
+    number = Deciding(value=difference, error=error, sides=((a_name, a[0]), (b_name, b[0]), *beside), unit=unit)
     return Finding(text, source, judge(difference, error), evidence, number)
 
 

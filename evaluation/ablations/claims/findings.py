@@ -171,7 +171,8 @@ def _likelihood_steps(records: Records) -> Claims:
             "supplement section 5, figure 5",
             ("with them", (repaired[few][0], 0.0)),
             ("strided alone", (strided[few][0], 0.0)),
-            f"{_BITS} ({most_name}: {strided[most][0]:.4g})",
+            _BITS,
+            beside=((most_name, strided[most][0]),),
         )
 
 
@@ -311,12 +312,12 @@ def _dropout(records: Records) -> Claims:
             f"Least bits/dim at step {cosine.best_step:,} (cosine) and at step {linear.best_step:,} (linear), both with dropout 0.1.",
         )
     for schedule, best in (("linear", 0.1), ("cosine", 0.3)):
-        rates = {r.values["dropout"]: value for r in records if r.values["schedule"] == schedule and (value := distance(r)) is not None}
-        others = {rate: value for rate, value in rates.items() if rate != best}
-        if best in rates and others:
+        rates = {r.values["dropout"]: distance(r) for r in records if r.values["schedule"] == schedule}
+        others = {rate: value for rate, value in rates.items() if value is not None and rate != best}
+        if others and len(others) == len(rates) - 1:  # a trial that failed may be the best one
             rate = min(others, key=lambda one: others[one])
             text = f"Of 0.1, 0.2 and 0.3, dropout {best} works best for the {schedule} schedule."
-            sides = ((f"dropout {best}", rates[best]), (f"the best other, {rate}", others[rate]))
+            sides = ((f"dropout {best}", rates.get(best)), (f"the best other, {rate}", others[rate]))
             yield claim(text, "supplement section 1", *sides, distance_name(records))
 
 

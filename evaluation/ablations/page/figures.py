@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,8 @@ _BITS = "bits/dim, lower is better"
 _SAMPLING_STEPS = "sampling steps"
 _TRAINING_STEP = "training step"
 _BANDS = " Bands are one standard error."
+_LETTERS_BESIDE_BARS = 48
+"""Letters in a line of a bar's name: with many more of them no width is left for the bars."""
 
 
 def figures(request: AblationRequest, records: Records, rows: Sequence[TableRow]) -> list[Picture]:
@@ -83,13 +86,15 @@ def draw_bars(rows: Sequence[TableRow], name: str) -> Picture | None:
     rows = [row for row in rows if row.distance.ours is not None]
     if not rows:
         return None
+    names = [textwrap.fill(name, _LETTERS_BESIDE_BARS) for name in name_bars(rows)]
+    num_lines = 1 + max(name.count("\n") for name in names)
     with rc_context({**STYLE, "axes.grid.axis": "x"}):
-        figure, axes = new_axes(0.9 + 0.42 * len(rows))
+        figure, axes = new_axes(0.9 + (0.2 + 0.22 * num_lines) * len(rows))
         heights = list(range(len(rows)))[::-1]
         axes.barh(
             heights,
             [float(row.distance.ours or 0.0) for row in rows],
-            xerr=[row.distance.error or 0.0 for row in rows],
+            xerr=[math.nan if row.distance.error is None else row.distance.error for row in rows],  # NaN has no whisker
             color=COLOURS[0],
             alpha=0.85,
             height=0.6,
@@ -109,7 +114,8 @@ def draw_bars(rows: Sequence[TableRow], name: str) -> Picture | None:
             axes.plot([value for value, _ in published], [height for _, height in published], "D", color=COLOURS[1], label="the paper's")
         if published or seeds:
             axes.legend()
-        axes.set_yticks(heights, name_bars(rows))
+        axes.set_yticks(heights, names)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"{name}, lower is better")
         caption = "The distance of every trial; the whisker is one standard error."

@@ -15,7 +15,7 @@ from evaluation.ablations.page.sample_grids import sample_grids
 from evaluation.ablations.page.table import TableRow
 from evaluation.ablations.trials.record import TrialRecord
 from evaluation.records.numbers import format_estimate
-from evaluation.records.protocol_card import features_row, versions_row
+from evaluation.records.protocol_card import ERROR_ROW, features_row, versions_row
 from evaluation.reports import html
 from evaluation.reports.charts import Picture
 from training.config.addresses import public_links
@@ -189,7 +189,7 @@ def _reported_card(finals: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]
         ("Sampler", describe(lambda d: str(d["sampler"]))),
         ("Reference", describe(lambda d: _describe_reference(d["reference"]))),
         ("Features", describe(lambda d: features_row(d["reference"])[1])),
-        ("Standard error", "delete-a-group jackknife over ten blocks of samples"),
+        ERROR_ROW,
         ("Likelihood", "; ".join(dict.fromkeys(_describe_likelihood(final) for final in finals if final["protocol"]["likelihood"]))),
     ]
     return [(name, text) for name, text in card if text]

@@ -36,7 +36,7 @@ PARALLEL_TRIALS = typer.Option(
     None,
     min=1,
     show_default=False,
-    help="Trials at once, each in its own process. Default: one for each GPU (--gpu) or core, up to 8 cores; one with several workers.",
+    help="Trials at once, each in its own process. Default: one with several workers, else one for each used GPU, or core, up to 8.",
 )
 _RUN = typer.Option([], "--run", help="A run or checkpoint to evaluate, like vlb=s3://bucket/runs/KEY; may be repeated.")
 

@@ -67,6 +67,15 @@ def test_a_claim_is_left_out_if_one_of_its_trials_failed() -> None:
     assert findings("hybrid-weight", [*records, failed]) == []
 
 
+def test_the_best_dropout_is_left_open_if_one_of_them_failed() -> None:
+    records = [_record(float(number), schedule="linear", dropout=rate) for number, rate in enumerate((0.1, 0.3), start=1)]
+    claim_ = "Of 0.1, 0.2 and 0.3, dropout 0.1 works best for the linear schedule."
+    third = {"schedule": "linear", "dropout": 0.2}
+    assert _verdicts("cifar10-dropout", [*records, _record(1.5, **third)]) == {claim_: "as the paper says"}
+    failed = TrialRecord(label="x", values=third, error="out of memory")
+    assert findings("cifar10-dropout", [*records, failed]) == []
+
+
 @pytest.mark.parametrize("name", names())
 def test_an_ablation_without_records_has_no_findings_and_does_not_fail(name: str) -> None:
     failed = [TrialRecord(label="x", role="hybrid", error="killed")]

@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from components.ablations.planning import list_data_sets, plan
-from components.ablations.steps import reason
+from components.ablations.steps import finished_record, reason
 from components.ablations.tracking import run_name
 from components.steps.reference import planned_reference, reference_for
 from evaluation.ablations.definitions.ablation import trials, values_of
 from evaluation.ablations.definitions.paper import find_ablation
 from evaluation.ablations.definitions.request import AblationRequest
+from evaluation.ablations.trials.record import TrialRecord, record_uri
 from evaluation.features.extractors import extractor_traits, load_extractor
+from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Extractor
@@ -64,6 +66,20 @@ def test_the_reason_of_a_failure_is_one_short_line() -> None:
     assert text.startswith("MemoryError: a word")
     assert text.endswith(" ...")
     assert len(text) < 410
+
+
+def test_a_trial_whose_training_or_images_were_replaced_is_not_finished(tmp_path: Path) -> None:
+    manifest = prepare(digits("test"), f"{tmp_path}/data/train", image_size=8, options=Options(resize="none"))
+    item = {"label": "x", "ablation_uri": str(tmp_path), "data_uri": f"{tmp_path}/data", "run_uri": ""}
+    record = TrialRecord(label="x", run_uri=f"{tmp_path}/run", data={"digest": manifest.content_digest})
+    storage.write_json(record_uri(str(tmp_path), "x"), record.to_dict())
+    storage.write_json(f"{tmp_path}/run/result.json", {})
+    assert finished_record(item) == record
+    storage.delete_prefix(f"{tmp_path}/run")
+    assert finished_record(item) is None, "the same command trains it again"
+    assert finished_record({**item, "run_uri": record.run_uri}) == record, "a run that the user named may be a checkpoint alone"
+    prepare(digits("train"), f"{tmp_path}/other/train", image_size=8, options=Options(resize="none"))
+    assert finished_record({**item, "run_uri": record.run_uri, "data_uri": f"{tmp_path}/other"}) is None
 
 
 def test_metrics_that_could_not_be_computed_are_refused_before_any_trial(tmp_path: Path) -> None:

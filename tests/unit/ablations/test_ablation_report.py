@@ -20,15 +20,16 @@ from evaluation.ablations.claims.findings import findings
 from evaluation.ablations.definitions.ablation import Scale, label_of
 from evaluation.ablations.definitions.paper import find_ablation, names
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.ablations.page.figures import bits_by_steps, figures, name_bars
+from evaluation.ablations.page.figures import bits_by_steps, draw_bars, figures, name_bars
 from evaluation.ablations.page.gallery import findings_as_markdown, write_gallery
 from evaluation.ablations.page.page import _reported_card, render
 from evaluation.ablations.page.sample_grids import sample_grids
-from evaluation.ablations.page.table import reported, table_rows
+from evaluation.ablations.page.table import Number, TableRow, reported, table_rows
 from evaluation.ablations.trials.record import TrialRecord, slug, split_by_seed
 from evaluation.ablations.trials.trial_model import find_trial_model
 from evaluation.records import npz
 from evaluation.records.numbers import format_estimate, plain_estimate
+from evaluation.records.protocol_card import ERROR_ROW
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import Experiment
@@ -383,6 +384,29 @@ def test_the_bar_of_a_grids_only_trial_has_its_name(tmp_path: Path) -> None:
     assert ">seed=1</text>" in _page(request, _records(request, tmp_path / "records"), draw=True)
 
 
+def _bars(labels: tuple[str, ...], *seeds: tuple[float, ...]) -> str:
+    rows = [
+        TableRow(label=label, values={}, distance=Number(ours=3.0, seeds=values), bits_per_dim=Number())
+        for label, values in zip(labels, seeds, strict=True)
+    ]
+    picture = draw_bars(rows, "FD")
+    assert picture is not None
+    return picture.svg
+
+
+def test_only_a_mean_over_two_seeds_or_more_has_a_whisker() -> None:
+    whisker = re.compile(r'id="LineCollection_1">\s*<path d=')
+    assert whisker.search(_bars(("a=1",), (2.0, 4.0)))
+    assert not whisker.search(_bars(("a=1",), (3.0,))), "one seed has an infinite interval, not one of no width"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_long_name_leaves_width_for_the_bars() -> None:
+    words = "timestep_sampler=loss_second_moment attention_resolutions=[16, 8] learning_rate=0.0001 stop_gradient=true vlb_weight=0.01"
+    svg = _bars((words,), ())
+    assert all(word in svg for word in words.split())
+
+
 def test_both_likelihood_curves_end_at_the_full_number_of_steps() -> None:
     points = [
         {"spacing": spacing, "num_steps": k, "bits_per_dim": 4.0} for spacing, k in (("strided", 5), ("with-small-t", 5), ("strided", 40))
@@ -474,3 +498,8 @@ def test_the_card_says_how_often_an_image_was_evaluated_and_not_the_setting_that
     final["protocol"]["likelihood"]["form"] = form
     final["likelihood"]["num_evaluations_per_image"] = evaluations
     assert dict(_reported_card([final]))["Likelihood"] == f"300 test images, {form} with {evaluations} of 400 evaluations an image"
+
+
+def test_the_card_describes_the_error_of_a_distance_as_that_of_an_evaluation_does() -> None:
+    assert ERROR_ROW in _reported_card([_final(1.0, "FD(x)")])
+    assert "corrected" in ERROR_ROW[1], "what the plain jackknife counts twice is taken off"

@@ -106,6 +106,16 @@ def test_differences_are_taken_within_a_seed_and_a_failed_trial_takes_out_its_se
     assert finding.number.seeds == rounded([-10 / 9, -11 / 9, -12 / 9], 3, scale=150)
 
 
+def test_every_number_in_the_evidence_of_several_seeds_is_a_mean() -> None:
+    def record(seed: int) -> TrialRecord:
+        values = (("strided", 5, 6.0 + seed), ("with-small-t", 5, 4.5), ("strided", 400, 4.0 + seed))
+        points = [{"spacing": spacing, "num_steps": count, "bits_per_dim": bits} for spacing, count, bits in values]
+        return TrialRecord(label=f"hybrid seed={seed}", role="hybrid", seed=seed, measures={"likelihood-steps": {"points": points}})
+
+    (finding,) = findings("likelihood-steps", [record(seed) for seed in range(3)])
+    assert "with them: 4.5; strided alone: 7; all 400 steps: 5 bits/dim." in finding.evidence
+
+
 def test_every_seed_has_its_joint_measurement(tmp_path: Path) -> None:
     request = AblationRequest(name="ensemble", scale="tiny", seeds=2)
     uri = ablation_uri(request, str(tmp_path))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -421,6 +422,15 @@ def test_the_distance_of_held_out_images_without_their_number_is_named(result: E
     storage.write_json(f"{tmp_path}/evaluations/final.json", damaged)
     with pytest.raises(storage.StorageError, match=r"final\.json: held_out\.num_images: Field required"):
         write_report(str(tmp_path))
+
+
+def test_of_more_lines_than_colours_each_looks_different() -> None:
+    lines = [Line(label=f"line {style}", points={1: (style + 1.0, 0.0), 2: (style + 2.0, 0.0)}, style=style) for style in range(18)]
+    picture = draw_lines(lines, Chart(x="training step", y="distance", caption="Eighteen decays."))
+    assert picture is not None
+    curves = re.findall(r'<path d="M [^"]* L [^"]*" clip-path=[^>]* style="fill: none; ([^"]*)"', picture.svg.replace("\n", ""))
+    drawn = [style for style in curves if "stroke-width: 1.8" in style]
+    assert len(drawn) == len(set(drawn)) == 18
 
 
 def test_no_tick_of_a_short_training_lies_between_two_steps() -> None:

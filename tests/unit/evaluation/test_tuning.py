@@ -170,6 +170,15 @@ def test_each_searched_field_has_a_panel_and_there_is_no_other(count: int) -> No
     assert len(re.findall(r'id="axes_\d+"', by_value)) == count
 
 
+def test_the_values_of_a_searched_field_are_labelled_where_its_range_has_no_power_of_ten_and_its_choices_are_long() -> None:
+    sampler = "diffusion.timestep_sampler"
+    request = dataclasses.replace(REQUEST, search=(f"{RATE}=log:2e-4..8e-4", f"{sampler}=[uniform,loss_second_moment]"))
+    record = TrialRecord(number=0, state="complete", params={RATE: 0.0003, sampler: "uniform"}, score=9.25, scores=((100, 9.25),))
+    by_value = re.findall(r"<svg.*?</svg>", render(request, [record], links={}), flags=re.DOTALL)[-1]
+    for label in ("0.0002", "0.0005", "uniform", "loss_second_moment"):
+        assert f">{label}</text>" in by_value
+
+
 def test_more_trials_are_the_same_tuning_and_another_seed_is_another() -> None:
     more = TuneRequest(preset=REQUEST.preset, search=REQUEST.search, trials=40, options=TuneOptions(hours=2.0))
     other = TuneRequest(preset=REQUEST.preset, search=REQUEST.search, trials=20, options=TuneOptions(seed=1))
