@@ -92,11 +92,14 @@ class AblationRequest:
         return counts(self.ablation(), self.scale)
 
     def registered(self) -> list[str]:
-        """Return the registered plan of the small scale in lines: its reason, and each claim with the number that decides it."""
+        """Return the plan registered for the small scale in lines: its reason, or what differs from it, and what decides each claim."""
         small = self.ablation().small
         if self.scale != "small" or small is None:
             return []
-        return [small.reason, *(claim.describe() for claim in small.claims)]
+        changes = [f"preset {self.preset}"] if self.varies_another else []
+        changes += self.changes
+        differs = f"The plan was registered without these changes: {', '.join(changes)}."
+        return [differs if changes else small.reason, *(claim.describe() for claim in small.claims)]
 
     def key(self) -> str:
         """Return the name of its directory and MLflow run: the same experiments with the same measures have the same key."""

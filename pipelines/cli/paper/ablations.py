@@ -346,10 +346,12 @@ def _show_plan(request: AblationRequest, card: str, price_per_hour: float | None
     print(f"{request.name} at the scale {request.scale}: {ablation.title}. {ablation.source}")
     total = joint_cost(request, card)
     trials = request.trials()
+    replaced = {item.partition("=")[0].strip() for item in request.overrides}
     for trial in trials[: len(trials) // request.seeds]:  # the first seed's; the others cost the same
+        changes = (*(item for item in trial.own if item.partition("=")[0] not in replaced), *request.changes)
         cost = trial_cost(request, trial, card)
         total += TrialCost(training=cost.training * request.seeds, measuring=cost.measuring * request.seeds)
-        print(f"  {trial.setting}\n      {trial.preset} {' '.join(trial.own)}\n      {describe(cost)}")
+        print(f"  {trial.setting}\n      {trial.preset} {' '.join(changes)}\n      {describe(cost)}")
     seeds = f", every trial with {request.seeds} seeds," if request.seeds > 1 else ""
     print(f"in all{seeds} {describe(total)}")
     for words in request.registered():

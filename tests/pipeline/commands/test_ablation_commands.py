@@ -38,6 +38,16 @@ def test_a_plan_with_seeds_shows_each_setting_once_and_the_cost_of_all_seeds(run
     assert [int(word) for word in found if word.isdigit()][:2] == pytest.approx([5 * each for each in hours], abs=3)
 
 
+def test_a_plan_shows_what_the_user_changes_in_place_of_what_it_replaces(run_iddpm: Command) -> None:
+    command = ["ablate", "cond64-overfitting", "--plan", "--scale", "small", "--set", "optim.num_steps=9000", "--objective", "vlb"]
+    _, printed, _ = run_iddpm(*command)
+    assert printed.count("optim.num_steps=") == 4
+    assert printed.count("optim.num_steps=9000") == 4
+    assert printed.count("objective vlb") == 4
+    assert "The plan was registered without these changes: objective vlb, optim.num_steps=9000." in printed
+    assert "seen 85 times" not in printed, "it is true of the registered length alone"
+
+
 def test_the_plan_of_the_small_scale_shows_what_was_registered_and_fits_into_five_hours(run_iddpm: Command) -> None:
     _, printed, left_out = run_iddpm("ablate", "all", "--plan", "--scale", "small", "--seeds", "5")
     assert "L_vlb has a better likelihood than L_hybrid. Decided by: bits/dim of test images of L_vlb, less that of L_hybrid" in printed
