@@ -6,11 +6,12 @@ import math
 
 NONE = "-"
 """Shown in a table in place of a missing number."""
+_TOO_LARGE = 1e7
 
 
 def format_digits(value: float, error: float | None) -> str:
-    """Format a value to the second digit of its error, or to four digits where the error is unknown."""
-    if error is None or not error > 0:
+    """Format a value to the second digit of its error; to four digits where the error is unknown, or the value too large to be read."""
+    if error is None or not 0 < error < math.inf or abs(value) >= _TOO_LARGE:
         return f"{value:.4g}"
     return f"{value:,.{max(0, 1 - math.floor(math.log10(error)))}f}"
 

@@ -333,7 +333,16 @@ def test_sample_grids_have_one_noise_per_column_and_one_model_per_row(tmp_path: 
 
 @pytest.mark.parametrize(
     ("value", "error", "text"),
-    [(None, None, "-"), (math.nan, None, "-"), (3.14159, None, "3.142"), (3.14159, 0.02, "3.142 ± 0.020"), (123.456, 2.0, "123.5 ± 2.0")],
+    [
+        (None, None, "-"),
+        (math.nan, None, "-"),
+        (3.14159, None, "3.142"),
+        (3.14159, 0.02, "3.142 ± 0.020"),
+        (123.456, 2.0, "123.5 ± 2.0"),
+        (1234567.0, 5e4, "1,234,567 ± 50,000"),
+        (1.234e12, 5e10, "1.234e+12 ± 5e+10"),  # of a model that diverged
+        (3.14159, math.inf, "3.142 ± inf"),
+    ],
 )
 def test_a_number_is_shown_to_the_second_digit_of_its_error(value: float | None, error: float | None, text: str) -> None:
     assert format_estimate(value, error) == text
