@@ -149,6 +149,7 @@ bench-intervals: setup  ## how often the intervals of the distances cover the tr
 
 docs: setup  ## build the documentation's site into site/ (`.venv/bin/mkdocs serve` shows it while you write)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
 
 pictures: setup  ## make the pictures of README.md from a finished demo (needs Chromium)
 	@$(BIN)/python tests/pictures/make.py

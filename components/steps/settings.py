@@ -94,7 +94,7 @@ def describe_data_options() -> str:
     """Return the description of `data_options` in a form: an example, and all fields with their defaults."""
     values = dataclasses.asdict(DataOptions())
     fields = ", ".join(f"{name} ({json.dumps(value)})" for name, value in values.items())
-    return f'How images are prepared, a JSON object like {{"labels": "folders", "on_error": "skip"}}. Fields: {fields}.'
+    return f'A JSON object like {{"labels": "folders", "on_error": "skip"}}. Fields: {fields}.'
 
 
 def resolve_experiment_form(preset: str, overrides: Sequence[str], file: str, seed: int) -> Experiment:

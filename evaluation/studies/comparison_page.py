@@ -35,10 +35,10 @@ def as_study(comparison: Comparison) -> Study:
     first = comparison.models[0].result
     fields, tables, notes = _field_table(comparison), _tables(comparison), _notes(comparison)
     names = [model.name for model in comparison.models]
-    title = " vs ".join(names) if len(names) <= _MOST_NAMED else f"{len(names)} models, compared with {names[0]}"
+    title = f"Comparison: {' vs '.join(names) if len(names) <= _MOST_NAMED else f'{len(names)} models, compared with {names[0]}'}"
     page = render(
         _TEMPLATE,
-        title=f"Comparison: {title}",
+        title=title,
         fields=fields,
         tables=[[[cell.replace(" +- ", "\u00a0\u00b1\u00a0") for cell in row] for row in table] for table in tables],
         verdict=_VERDICT,
@@ -229,12 +229,15 @@ def _curves(comparison: Comparison) -> list[Picture]:
     faint = len(scored) - len(coloured)
     if faint > 0:
         words += f" (in colour the first model and those with the smallest distance, pale the {faint} others)"
+    has_bands = any(error for model in scored if model.name in coloured for _, error in _scores(model).values())
+    bands = " Bands are one standard error." if has_bands else ""
     flops = {model.name: _flops_per_step(model.result) for model in scored}
-    charts = [(f"{words}, by training step.", "training step", dict.fromkeys(flops, 1.0))]
+    charts = [(f"{words}, by training step.{bands}", "training step", dict.fromkeys(flops, 1.0))]
     if len(set(flops.values())) > 1:
-        charts.append((f"{words}, by training compute as iddpm cost counts it.", "training compute, FLOPs", flops))
+        charts.append((f"{words}, by training compute as iddpm cost counts it.{bands}", "training compute, FLOPs", flops))
     else:
-        charts[0] = (f"{words}, by training step, which costs every model {flops[scored[0].name]:.3g} FLOPs.", *charts[0][1:])
+        cost = f"A step costs every model {flops[scored[0].name]:.3g} FLOPs."
+        charts[0] = (f"{words}, by training step. {cost}{bands}", *charts[0][1:])
     drawn = []
     for caption, x, per_step in charts:
         lines = [

@@ -50,15 +50,16 @@ def points(run: tracking.TrackedRun, metric: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in server().get_metric_history(run.run_id, metric))
 
 
-def test_the_same_key_finds_the_same_run_and_marks_it_running(key):
-    first = open_run(key, params={"seed": 1}, tags={"variant": "a"})
+def test_the_same_key_finds_the_same_run_marks_it_running_and_removes_a_tag_that_is_empty_now(key):
+    first = open_run(key, params={"seed": 1}, tags={"variant": "a", "reason": "slow", "other": ""})
     assert first.finish("KILLED")
-    second = open_run(key, params={"seed": 1})
+    second = open_run(key, params={"seed": 1}, tags={"reason": "", "other": ""})
     assert second.flush()
     assert second.run_id == first.run_id != open_run(key + "-other").run_id
     run = server().get_run(first.run_id)
     assert (run.info.status, run.info.run_name, run.data.tags["iddpm.run_key"]) == ("RUNNING", key, key)
     assert run.data.tags["variant"] == "a"
+    assert not run.data.tags.keys() & {"reason", "other"}
     assert first.url.endswith(f"/#/experiments/{run.info.experiment_id}/runs/{first.run_id}?workflowType=machine_learning")
 
 

@@ -32,7 +32,7 @@ STEP_TAG = "iddpm.step"
 """Tag of a training: the step of its pipeline that works on it, or did last; a run without it is of the step `train`."""
 TRAIN_STEP = "train"
 PRUNED_TAG = "iddpm.pruned"
-"""Tag of a training that a tuning gave up: why. Empty once the training is resumed."""
+"""Tag of a training that a tuning gave up: why. It is removed when the training is resumed."""
 TRIAL_TAG = "iddpm.trial"
 """Tag of a sweep's trial, and of a training that is one: the trial's label."""
 ERROR_TAG = "iddpm.error"
@@ -84,13 +84,14 @@ def open_run(
         run_key: Identity of the run (`training.config.run_keys.run_key`).
         experiment_name: MLflow experiment that it belongs to; made where there is none.
         run_name: The name that people see.
-        tags: Set on the run, new or not.
+        tags: Set on the run, new or not. An empty one is removed: MLflow's UI would show its name.
         params: Nested mappings become dotted names. A value that a run already has stays; see `TrackedRun.log_params`.
         parent_run_id: The run below which MLflow shows it; empty leaves its place as it is, at first at the top.
     """
     wait_for_mlflow()
     client = connect()
-    all_tags = {RUN_KEY_TAG: run_key, **tags, **({PARENT_TAG: parent_run_id} if parent_run_id else {})}
+    given = {RUN_KEY_TAG: run_key, PARENT_TAG: parent_run_id, **tags}
+    all_tags = {tag: value for tag, value in given.items() if value}
 
     def find_or_create() -> Run:
         began = time.monotonic()
@@ -111,6 +112,8 @@ def open_run(
         if created is not None and run.info.run_id != created.info.run_id:
             client.delete_run(created.info.run_id)
         client.update_run(run.info.run_id, status="RUNNING")
+        for tag in (tags.keys() - all_tags.keys()) & run.data.tags.keys():
+            client.delete_tag(run.info.run_id, tag)
         return run
 
     run = request(find_or_create)

@@ -99,7 +99,9 @@ def _write_experiment(images: str, *, card: str, name: str, hours: float | None 
     found = inspect_folder(absolute(images))
     classes = f" in {len(found.class_counts)} classes" if found.class_counts else ""
     sides = found.short_sides
-    print(f"{images}: {found.num_images:,} images{classes}, {sides[0]} to {found.max_side} pixels, {found.image_channels} channel(s)")
+    pixels = f"{sides[0]} to {found.max_side}" if found.max_side > sides[0] else f"{sides[0]}"
+    channels = "1 channel" if found.image_channels == 1 else f"{found.image_channels} channels"
+    print(f"{images}: {found.num_images:,} images{classes}, {pixels} pixels, {channels}")
     if found.left_out:
         print(found.left_out)
     if found.without_labels:

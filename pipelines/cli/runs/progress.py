@@ -17,7 +17,8 @@ from training.console import format_duration
 from training.tracking.trainings import Training
 
 _WIDTH = 100
-_TRIAL_WIDTH = 40
+_TRIAL_WIDTH = 60
+"""Room for the longest label of the paper's ablations with its seed, which stands last."""
 _SILENT_SECONDS = 600.0
 """A running training that has logged nothing for longer is shown as silent; the webhook tells of it later."""
 _WATCH_SECONDS = 5.0
@@ -132,7 +133,7 @@ def _amount(value: float) -> str:
 def _shorten(name: str, width: int) -> str:
     """Return a run key and the trial after it in `width` characters: the key stays from its ten digits on, by which a run is found.
 
-    Of a trial 40 characters stay even so: its last digits may be all that tells it from the next one.
+    Of a trial 60 characters stay even so: its last digits may be all that tells it from the next one.
     """
     if len(name) <= width:
         return name

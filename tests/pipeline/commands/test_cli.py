@@ -548,7 +548,7 @@ def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it
     status, out, _ = run_iddpm("init", "--images", str(images), "--out", str(file), "--name", "pets")
     assert status == 0
     assert "1 file is not an image and is left out, like cats/more.zip\n" in out
-    assert "12 images in 2 classes, 36 to 51 pixels, 3 channel(s)" in out
+    assert "12 images in 2 classes, 36 to 51 pixels, 3 channels\n" in out
     assert "1 of 12 have transparent pixels" in out
     assert f"  iddpm train {file} --images {images}\n" in out
     experiment = read_experiment_file(file)
@@ -578,6 +578,14 @@ def test_init_and_training_look_at_the_folder_whatever_its_name(
     assert f"{word}: 12 images in 2 classes, " in out
     assert read_experiment_file(tmp_path / "mine.toml").data.num_classes == 2
     assert local._own_images(word) == [f"data_source={tmp_path / name}", 'data_options={"num_test": 1}']
+
+
+def test_init_says_one_size_where_all_images_have_it(run_iddpm: Command, tmp_path: Path) -> None:
+    (tmp_path / "grey").mkdir()
+    for number in range(2):
+        Image.new("L", (40, 40), number).save(tmp_path / "grey" / f"{number}.png")
+    _, out, _ = run_iddpm("init", "--images", str(tmp_path / "grey"), "--out", str(tmp_path / "mine.toml"))
+    assert "grey: 2 images, 40 pixels, 1 channel\n" in out
 
 
 def test_init_says_once_which_image_takes_the_classes_from_all(run_iddpm: Command, images: Path, tmp_path: Path) -> None:

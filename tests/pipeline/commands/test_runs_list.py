@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import itertools
 import json
 import signal
 import subprocess
@@ -284,9 +285,11 @@ def test_a_table_is_never_wider_than_100_characters_and_keeps_the_digits(trainin
 def test_the_trials_of_a_sweep_are_told_apart_by_their_last_digit(trainings) -> None:
     _, _ = trainings("digits-tiny-hybrid-cosine", 600)
     (found,) = LatestTrainings().read(1)
-    trials = [dataclasses.replace(found, trial=f"vlb_weight={value}", best_score=40.6, best_step=200) for value in (0.001, 0.01)]
-    lines = training_lines(trials, indent=2)
-    assert [trial.trial in line for trial, line in zip(trials, lines[1:], strict=True)] == [True, True]
+    grid = itertools.product(("true", "false"), (0.001, 0.01), (0, 1))
+    labels = [f"stop_gradient={stop} vlb_weight={weight} seed={seed}" for stop, weight, seed in grid]
+    for given in (["vlb_weight=0.001", "vlb_weight=0.01"], labels):
+        lines = training_lines([dataclasses.replace(found, trial=label, best_score=40.6, best_step=200) for label in given], indent=2)
+        assert [label in line for label, line in zip(given, lines[1:], strict=True)] == [True] * len(given)
 
 
 def test_trials_are_listed_by_what_tells_them_apart(trainings) -> None:

@@ -207,6 +207,9 @@ def test_a_form_has_at_most_fifteen_parameters_each_of_which_explains_itself(nam
         assert all(each.name in described for each in dataclasses.fields(StageResources))
         assert '{"profile": "8xgpu"' in described
         read_resources(parameters[stage]["defaultValue"], stage=stage.removesuffix("_resources"))
+    for parameter, definition in parameters.items():
+        openings = re.findall(r"(?:^|\. )(\w+ \w+ \w+)", definition["description"])
+        assert len(openings) == len(set(openings)), f"{parameter} says something twice"
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -66,9 +66,13 @@ def test_the_site_builds_and_no_link_of_it_is_broken(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert not [*(tmp_path / "site").rglob("*.py*")]
-    commands = (tmp_path / "site" / "reference" / "commands" / "index.html").read_text()
+    site = tmp_path / "site"
+    assert not [*site.rglob("*.py*")]
+    commands = (site / "reference" / "commands.html").read_text()
     assert "iddpm ablate" in commands
     assert "--no-wait" in commands
     assert "make_beta_schedule" not in commands
-    assert "q_posterior" in (tmp_path / "site" / "reference" / "training" / "diffusion" / "index.html").read_text()
+    assert "q_posterior" in (site / "reference" / "training" / "diffusion.html").read_text()
+    for page in {*site.rglob("*.html")} - {site / "404.html"}:  # a server shows that one at any address
+        for link in re.findall(r'(?:href|src)="([^"#:?]+)[#?"]', page.read_text()):
+            assert (page.parent / link).is_file(), f"{page} links to {link}, which no browser opens without a server"

@@ -145,6 +145,8 @@ def test_the_grid_has_one_row_per_model(comparison: Comparison) -> None:
 def test_table_and_page_name_every_model_and_judge_every_difference(comparison: Comparison) -> None:
     study = as_study(comparison)
     text, page = study.text, study.files["comparison.html"].decode()
+    assert study.title == "Comparison: step 100 vs step 200 vs step 300"
+    assert f"<h1>{study.title}</h1>" in page
     for word in ("step 100", "step 200", "step 300", "FD(digits-classifier)", "bits/dim", "be told with 60 images"):
         assert word in text
         assert word in page
@@ -172,6 +174,10 @@ def test_what_differs_comes_first_and_scores_are_drawn_by_step_and_by_compute(co
     page = study.files["comparison.html"].decode()
     assert page.index("Differences of the experiments") < page.index("Numbers") < page.index("Samples") < page.index("by training compute")
     assert page.count("<svg") == 2
+    assert "Bands are" not in page
+    known = [score | {"standard_errors": {"ema_0.99": 0.5}} for score in history]
+    study = as_study(dataclasses.replace(comparison, models=(dataclasses.replace(first, history=known), models[1])))
+    assert study.files["comparison.html"].decode().count("Bands are one standard error.</figcaption>") == 2
 
 
 def test_a_comparisons_key_does_not_depend_on_its_date_and_mlflow_accepts_its_metric_names(comparison: Comparison) -> None:
