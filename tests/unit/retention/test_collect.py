@@ -47,6 +47,7 @@ class World:
     tags: dict[str, list[str]] = field(default_factory=dict)  # directory -> further addresses in its MLflow run
     registered: list[str] = field(default_factory=list)
     written: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)  # a training wrote there after the second look, saw the mark and ended
     at_deletion: list[tuple[str, str]] = field(default_factory=list)  # what happens between the first look and a deletion
     at_look: int = 2  # before the second look, or after the first directory is marked
 
@@ -108,6 +109,7 @@ class World:
             try:
                 require_not_deleting(self.address(name))
             except UserError:
+                self.refused.add(name)
                 return
             self.status[name] = "running"
 
@@ -179,6 +181,8 @@ def _references(world: World, files: Snapshot) -> Iterator[str]:
         text for name, status in world.status.items() if status != "deleted" for text in (world.address(name), *world.tags.get(name, ()))
     ]
     for path, (content, _) in files.items():
+        if _owner(path) in world.refused:
+            continue  # its first write came too late for what it alone names
         if path.endswith(("mine.json", "choice.json", "result.json")) or "/trials/" in path:
             texts += [text.split(" ")[0] for text in json.loads(content).values()]
     return (text.removeprefix(f"{world.root}/") for text in texts)

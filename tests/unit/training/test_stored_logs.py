@@ -136,7 +136,8 @@ _PROGRAM = """
 import os, subprocess, sys
 from components.launch.logs import step_log_stored
 with step_log_stored(sys.argv[1], "evaluate"):
-    print("printed")
+    sys.stdout.write("printed\\n")  # whole: print writes a line and its end apart where output is unbuffered
+    sys.stdout.flush()
     sys.stderr.write("complained\\n")
     subprocess.run([sys.executable, "-c", "import os; os.write(1, b'last words\\\\n'); os.kill(os.getpid(), 9)"])
 print("after")
