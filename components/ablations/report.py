@@ -62,8 +62,7 @@ def make_report(ablation_uri: str, page_path: str = "", *, cancelled: bool = Fal
         "source": ablation.source,
         "scale": request.scale,
         "changes": [
-            *([f"preset {request.preset}"] if request.varies_another else []),
-            *request.changes,
+            *request.all_changes,
             *([f"{request.seeds} seeds"] if request.seeds > 1 else []),
         ],
         "order": names().index(request.name) if request.name in names() else len(names()),

@@ -83,6 +83,11 @@ class AblationRequest:
         return (*objective, *self.overrides)
 
     @property
+    def all_changes(self) -> tuple[str, ...]:
+        """The preset, where a named ablation varies another one, and `changes`."""
+        return (*([f"preset {self.preset}"] if self.varies_another else []), *self.changes)
+
+    @property
     def varies_another(self) -> bool:
         """True if a named ablation varies another preset than its own."""
         return self.preset != DEFAULT_PRESET and not self.grid
@@ -96,10 +101,8 @@ class AblationRequest:
         small = self.ablation().small
         if self.scale != "small" or small is None:
             return []
-        changes = [f"preset {self.preset}"] if self.varies_another else []
-        changes += self.changes
-        differs = f"The plan was registered without these changes: {', '.join(changes)}."
-        return [differs if changes else small.reason, *(claim.describe() for claim in small.claims)]
+        differs = f"The plan was registered without these changes: {', '.join(self.all_changes)}."
+        return [differs if self.all_changes else small.reason, *(claim.describe() for claim in small.claims)]
 
     def key(self) -> str:
         """Return the name of its directory and MLflow run: the same experiments with the same measures have the same key."""
