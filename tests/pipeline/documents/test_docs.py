@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -52,6 +53,19 @@ def test_each_link_within_the_repository_leads_to_a_file_and_a_heading() -> None
         path = (ROOT / name).parent / target if target else ROOT / name
         assert path.exists(), f"{name} links to {link}"
         assert not anchor or anchor in _headings(path.read_text()), f"{name} links to {link}"
+
+
+def test_the_claims_that_results_counts_are_those_of_its_table() -> None:
+    text = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    table = text.partition("## The paper's claims, on digits, with five seeds\n")[2].partition("\n\n![")[0]
+    found = Counter(row.split(" | ")[2] for row in table.splitlines() if row.startswith("| `"))
+    agreed, other, open_ = (found[verdict] for verdict in ("as the paper says", "otherwise than the paper says", "not decided here"))
+    assert agreed + other + open_ + found["no experiment of this size"] == found.total() == 40
+    for counts in (
+        f"Of {agreed + other + open_} claims, ",
+        f"{agreed} came out as the paper says and {other} otherwise; {open_} are not decided",
+    ):
+        assert text.count(counts) == 2, counts  # at the top of the page, and above the table
 
 
 @pytest.mark.slow
