@@ -21,7 +21,9 @@ done
 docker info >/dev/null 2>&1 || fail "docker does not answer; start it, or add yourself to the group docker"
 [ -x .venv/bin/iddpm ] || fail ".venv/bin/iddpm is missing; run 'make setup'"
 cores=$(docker info --format '{{.NCPU}}')
+memory_gb=$(docker info --format '{{.MemTotal}}' | awk '{print int($1 / 1073741824)}')
 [ "$cores" -ge 4 ] || echo "kind: docker has $cores cores; 4 are needed, so steps may wait for room" >&2
+[ "$memory_gb" -ge 12 ] || echo "kind: docker has $memory_gb GiB of memory; 12 are needed, so steps may wait for room" >&2
 if ! kind get clusters 2>/dev/null | grep -x iddpm >/dev/null; then  # a cluster that is there has taken its share already
   root=$(docker info --format '{{.DockerRootDir}}')
   [ -d "$root" ] || root=.  # Docker may run in a virtual machine
@@ -32,10 +34,11 @@ echo "This takes about half an hour, 4 cores, 16 GB of memory and 30 GB of disk,
 
 step "1. A cluster"
 kind get clusters 2>/dev/null | grep -x iddpm >/dev/null || kind create cluster --name iddpm
-kind export kubeconfig --name iddpm
+kind export kubeconfig --name iddpm && kubectl wait --for=condition=Ready node --all --timeout=5m ||
+  fail "the cluster does not get ready; an interruption may have left half of it: kind delete cluster --name iddpm, then the same command makes it again"
 
 step "2. The project's image"
-docker image inspect "$image" >/dev/null 2>&1 || make image IMAGE="$image"
+docker image inspect "$image" >/dev/null 2>&1 || ENGINE=docker make image IMAGE="$image"
 docker tag "$image" iddpm-pipelines:0.1.0  # the name in the manifests
 kind load docker-image iddpm-pipelines:0.1.0 --name iddpm
 

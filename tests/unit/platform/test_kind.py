@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,12 +19,13 @@ ONLY_HERE = (
     "docker i",
     "kubectl -n * get secret",
     "kubectl get namespace",
+    "kubectl wait --for=condition=Ready node",
 )
 
 
 def _commands(text: str) -> list[str]:
     """The commands of the tools, one a line, with lines that go on joined and namespaces' names left out."""
-    joined = re.sub(r"\\\n\s*|(\|\|)\n\s*", r"\1 ", text)
+    joined = re.sub(r"\\\n\s*|(\|\|)\n\s*", r"\1 ", text).replace("ENGINE=docker make", "make")
     pieces = [piece.strip() for line in joined.splitlines() for piece in re.split(r"\|\||&&|\$\((?=kubectl)|^if |; then", line)]
     found = [re.sub(r"\s+#.*", "", piece) for piece in pieces if re.match(r"(kubectl|helm|kind|\.venv/bin/iddpm|make) ", piece)]
     return [_plain(each) for each in found]
@@ -69,3 +71,29 @@ def test_it_names_every_tool_that_is_missing_and_touches_nothing(tmp_path: Path)
     assert done.returncode == 1
     assert done.stderr.startswith("kind: not installed: docker kind kubectl helm (")
     assert done.stdout == ""
+
+
+def test_half_a_cluster_of_an_interruption_is_told_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "k8s").mkdir()
+    shutil.copy(SCRIPT, tmp_path / "k8s")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    answers = {
+        "docker": 'case "$*" in *NCPU*) echo 2;; *MemTotal*) echo 8589934592;; esac',
+        "kind": 'if [ "$1" = get ]; then echo iddpm; fi',
+        "kubectl": 'case "$*" in *condition=Ready*) exit 1;; *) echo "kubectl went on: $*";; esac',
+        "helm": 'echo "helm went on"',
+    }
+    for path, answer in [(tools / name, answer) for name, answer in answers.items()] + [(tmp_path / ".venv/bin/iddpm", "")]:
+        path.write_text(f"#!/bin/bash\n{answer}\n", encoding="utf-8")
+        path.chmod(0o755)
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    done = subprocess.run([tmp_path / "k8s" / "kind.sh"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "went on" not in done.stdout
+    cores, memory, end = done.stderr.splitlines()
+    assert cores.startswith("kind: docker has 2 cores; 4 are needed")
+    assert memory.startswith("kind: docker has 8 GiB of memory; 12 are needed")
+    assert end.startswith("kind: the cluster does not get ready;")
+    assert "kind delete cluster --name iddpm" in end
