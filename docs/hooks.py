@@ -97,11 +97,11 @@ def _with_links(source: str, page: str, pictures: dict[str, Path]) -> str:
             return f"[{text}]({up}{_PAGES[relative]}{anchor or ''})"
         return f"`{relative}`" if text == target else text
 
-    return _LINK.sub(replace, (_ROOT / source).read_text())
+    return _LINK.sub(replace, (_ROOT / source).read_text(encoding="utf-8"))
 
 
 def _has_public(path: Path) -> bool:
-    body = ast.parse(path.read_text()).body
+    body = ast.parse(path.read_text(encoding="utf-8")).body
     return any(isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") for node in body)
 
 
