@@ -1,14 +1,16 @@
 """SIGTERM and Ctrl-C as a flag, which a program reads at points where it can stop safely.
 
-A handler that raises is only for commands that may end at any point (`termination_raised`): an exception in the middle of an import can
-leave Python's import lock locked for ever, and Python ignores one in a hook, such as at a fork. The handlers of `stop_flag` only set the
-flag. Only the main thread receives signals, so it waits while the work runs in another thread (`run_stoppable`).
+A handler that raises is only for commands that may end at any point but in an import (`termination_raised`): an exception in the middle of
+an import can leave Python's import lock locked for ever, and Python ignores one in a hook, such as at a fork. The handlers of `stop_flag`
+only set the flag. Only the main thread receives signals, so it waits while the work runs in another thread (`run_stoppable`).
 """
 
 from __future__ import annotations
 
+import _thread
 import concurrent.futures
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -18,6 +20,8 @@ from typing import Any, TypeVar
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _POLL_SECONDS = 0.1
+_IMPORT_SECONDS = 10.0
+"""The longest time for which a signal that raises waits for the end of an import."""
 
 _Result = TypeVar("_Result")
 
@@ -100,12 +104,20 @@ def stop_flag() -> Iterator[StopFlag]:
 def termination_raised() -> Iterator[None]:
     """Raise `SystemExit` on SIGTERM and SIGHUP within the block, so that its clean-up runs.
 
-    For a command that can end at any point, as Ctrl-C ends it; training uses `stop_flag`. A signal that has a handler or is ignored is not
-    changed. Outside the main thread nothing is changed.
+    For a command that can end at any point, as Ctrl-C ends it; training uses `stop_flag`. During an import the signal is sent again until
+    the import is done. A signal that has a handler or is ignored is not changed. Outside the main thread nothing is changed.
     """
+    received: list[float] = []
 
     def end_program(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        received.append(time.monotonic())
+        if not _is_importing(frame) or received[-1] - received[0] > _IMPORT_SECONDS:
+            raise SystemExit(128 + number)
+        _thread.start_new_thread(send_again, (number,))  # threading.Thread takes a lock, which the interrupted code may own
+
+    def send_again(number: int) -> None:
+        time.sleep(_POLL_SECONDS)
+        os.kill(os.getpid(), number)
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if in_main_thread and signal.getsignal(number) is signal.SIG_DFL]
@@ -116,6 +128,14 @@ def termination_raised() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def run_stoppable(

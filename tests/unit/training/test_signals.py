@@ -103,6 +103,19 @@ def test_an_import_is_not_cut_in_two(number: int, raised: type[BaseException], t
         assert importlib.import_module(name).is_whole
 
 
+def test_a_short_command_is_ended_by_a_signal_that_comes_while_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The import system ignores an exception in its callbacks, as this module does."""
+    name = f"swallows_{tmp_path.name.replace('-', '_')}"
+    swallow = "try:\n    os.kill(os.getpid(), 15)\n    time.sleep(0.3)\nexcept BaseException:\n    pass\nis_whole = True\n"
+    (tmp_path / f"{name}.py").write_text(f"import os, time\n{swallow}", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with pytest.raises(SystemExit, match="143"), termination_raised():  # noqa: PT012
+        assert importlib.import_module(name).is_whole
+        for _ in range(200):
+            time.sleep(0.1)
+
+
 @pytest.mark.parametrize(("number", "raised"), SIGNALS)
 def test_a_signal_in_a_hook_is_not_lost(number: int, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     class Hook:
