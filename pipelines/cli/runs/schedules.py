@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -69,7 +70,7 @@ def create(
     for line in _timing_lines(timing):
         out(line)
     if applied.paused:
-        out(f"it is paused; `iddpm schedule resume {spec.name}` resumes it")
+        out(f"it is paused; `iddpm schedule resume {shlex.quote(spec.name)}` resumes it")
 
 
 def list_schedules(connection: Connection, cluster_time_zone: str = options.CLUSTER_ZONE, as_json: bool = options.JSON) -> None:

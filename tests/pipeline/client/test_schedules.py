@@ -262,13 +262,14 @@ def test_a_replacement_that_is_refused_leaves_the_old_one(server: FakeKfp, sched
     assert server.recurring == before
 
 
-def test_a_paused_one_stays_paused_when_it_is_replaced(server: FakeKfp, schedule: Iddpm) -> None:
-    schedule("create", "nightly-fid")
-    schedule("pause", "nightly-fid")
-    _, out, _ = schedule("create", "nightly-fid", "--every", "12h")
+@pytest.mark.parametrize(("name", "shown"), [("nightly-fid", "nightly-fid"), ("every night", "'every night'")])
+def test_a_paused_one_stays_paused_when_it_is_replaced(name: str, shown: str, server: FakeKfp, schedule: Iddpm) -> None:
+    schedule("create", "nightly-fid", "--name", name)
+    schedule("pause", name)
+    _, out, _ = schedule("create", "nightly-fid", "--name", name, "--every", "12h")
     (kept,) = server.recurring.values()
     assert kept["mode"] == "DISABLE"
-    assert "it is paused; `iddpm schedule resume nightly-fid` resumes it" in out
+    assert f"it is paused; `iddpm schedule resume {shown}` resumes it" in out
 
 
 def test_two_who_create_it_at_once_keep_the_same_one(server: FakeKfp, schedule: Iddpm) -> None:
