@@ -25,6 +25,7 @@ POD_TOKEN_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"
 """File of a pod's token for KFP; the name that KFP's own client reads."""
 
 _POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
+_KFP_NAMESPACE = "kubeflow"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 API_PORT = 8888
 SERVICE = "ml-pipeline"
@@ -46,14 +47,14 @@ class Connection:
     endpoint: str = ""
     token_file: str = ""
     port_forward: bool = False
-    kfp_namespace: str = "kubeflow"
+    kfp_namespace: str = _KFP_NAMESPACE
     ca_file: str = ""
     namespace: str = ""
 
     @property
     def is_given(self) -> bool:
         """True if options or the environment name a KFP, also wrongly."""
-        by_option = self.port_forward or self.token_file or self.ca_file or self.namespace
+        by_option = self.port_forward or self.token_file or self.ca_file or self.namespace or self.kfp_namespace != _KFP_NAMESPACE
         return bool(by_option or self._given_endpoint or os.environ.get("KUBERNETES_SERVICE_HOST"))
 
     @property
@@ -90,11 +91,17 @@ class Connection:
     def token_path(self) -> Path | None:
         """File of the token; None if there is none."""
         if self.token_file:
-            return Path(self.token_file).expanduser()
+            return _expanded(self.token_file)
         if os.environ.get(TOKEN_VARIABLE) or not os.environ.get("KUBERNETES_SERVICE_HOST"):
             return None
         path = Path(os.environ.get(POD_TOKEN_VARIABLE) or _POD_TOKEN)
         return path if path.exists() else None
+
+    @property
+    def ca_path(self) -> Path | None:
+        """File of the certificates to trust; None takes the system's."""
+        given = self.ca_file or os.environ.get("SSL_CERT_FILE")
+        return _expanded(given) if given else None
 
     def token_reader(self) -> Callable[[], str] | None:
         """Return a function that reads the current token; None if no token was given. A file without one is refused."""
@@ -110,6 +117,11 @@ def is_unencrypted(address: str) -> bool:
     """Tell whether requests to an address leave this machine unencrypted. Inside a cluster that is the usual way."""
     split = urlsplit(address)
     return split.scheme == "http" and split.hostname not in _LOOPBACK and not os.environ.get("KUBERNETES_SERVICE_HOST")
+
+
+def _expanded(path: str) -> Path:
+    """Return a path with `~` expanded: the shell leaves it where an option is written `--token-file=~/token`."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - pathlib's raises RuntimeError for a user who isn't there
 
 
 def _normalized(address: str) -> str:

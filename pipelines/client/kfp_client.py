@@ -10,7 +10,7 @@ import contextlib
 import io
 import itertools
 import json
-import os
+import ssl
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from components.cluster.proxies import proxy_for
 from pipelines.client.connection import API_PORT, SERVICE, Connection, is_unencrypted
 from pipelines.client.errors import KfpError, objects_only, page_error, with_errors
 from pipelines.client.port_forward import PortForward, PortForwardError, forward_port
+from training.config.errors import UserError
 
 T = TypeVar("T")
 
@@ -171,9 +172,11 @@ class _Token(TokenCredentialsBase):  # type: ignore[misc]
 
 
 def _client(connection: Connection, address: str, read_token: Callable[[], str] | None, forward: PortForward | None) -> kfp.Client:
-    ca_file = connection.ca_file or os.environ.get("SSL_CERT_FILE") or None
-    if ca_file and not os.access(ca_file, os.R_OK):
-        raise KfpError(f"the certificates {ca_file} (--ca-file, SSL_CERT_FILE) cannot be read")
+    ca_file = str(connection.ca_path) if connection.ca_path else None
+    try:
+        ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # also for a file without a certificate
+        raise UserError(f"the certificates {ca_file} (--ca-file, SSL_CERT_FILE) cannot be read: {error.strerror}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         client = _Client(host=address, credentials=_Token(read_token) if read_token else None, ssl_ca_cert=ca_file)

@@ -217,7 +217,12 @@ def test_tls_needs_a_certificate_that_is_trusted(tmp_path: Path, iddpm: Iddpm) -
     with fake_kfp.serve(certificate) as server:
         assert "its certificate is not trusted here; give the authority's by --ca-file" in iddpm("runs", "--endpoint", server.url)[2]
         assert iddpm("runs", "--endpoint", server.url, "--ca-file", str(tmp_path / "cert.pem"))[0] == 0
-    assert "cannot be read" in iddpm("runs", "--ca-file", str(tmp_path / "none.pem"))[2]
+        # No shell expands ~ in --ca-file=~/cert.pem. HOME is this directory.
+        assert iddpm("runs", "--endpoint", server.url, "--ca-file", "~/cert.pem")[0] == 0
+        (tmp_path / "words.pem").write_text("no certificate")
+        for name in (f"{tmp_path}/none.pem", f"{tmp_path}/words.pem", "~nobody-here/cert.pem"):
+            err = iddpm("runs", "--endpoint", server.url, "--ca-file", name)[2]
+            assert f"the certificates {name} (--ca-file, SSL_CERT_FILE) cannot be read: " in err
 
 
 def test_https_at_an_http_server(server: FakeKfp, iddpm: Iddpm) -> None:
