@@ -150,6 +150,8 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except PermissionError as error:  # of another user; who needs no services goes on without
+        raise ServicesError(f"{path}: {error.strerror}; set IDDPM_HOME to a directory of your own") from error
 
 
 def free_ports(count: int) -> list[int]:
