@@ -7,6 +7,7 @@ Results go to standard output, progress to standard error. An error is one line 
 from __future__ import annotations
 
 import errno
+import io
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -90,6 +91,8 @@ def main() -> None:
     """Run the command of this process."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) != len(sys.argv) - 1
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a name that the terminal's encoding lacks must not end a table
     try:
         with console.output_marks(False), termination_raised():
             app(arguments)
