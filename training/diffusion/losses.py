@@ -114,7 +114,8 @@ def discretized_gaussian_log_likelihood(
 ) -> Float[Tensor, "*image"]:
     """Return the log of a Gaussian's mass on the 8-bit level of x_0, elementwise, in nats, at least log 1e-12.
 
-    Ho et al. (2020) equation 13: the bin is x_0 -+ 1/255, open downwards for level 0 and upwards for level 255.
+    Ho et al. (2020) equation 13: the bin is x_0 -+ 1/255, open downwards for level 0 and upwards for level 255. As in the released code the
+    mass is a difference of two probabilities. In float32 that is a multiple of 2^-25 = 3e-8, or 0, which counts as 1e-12.
 
     Args:
         x_0: Images on the 8-bit grid in [-1, 1].

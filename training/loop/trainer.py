@@ -229,9 +229,10 @@ class Trainer:
         return conditioning
 
     def _apply_gradient(self) -> None:
-        """Clip if configured, and update the weights and their averages, unless the gradient is not finite.
+        """Clip the gradient if configured, and update the weights by it and the averages by the weights.
 
-        The skip is decided on the device (the fused optimiser's `found_inf`), so that no step waits for the host.
+        A gradient that is not finite leaves the weights as they are, and the averages move towards those. That is decided on the device
+        (the fused optimiser's `found_inf`), so that no step waits for the host.
         """
         gradients = [p.grad for p in self.state.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)

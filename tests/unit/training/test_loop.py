@@ -290,6 +290,7 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_and_counted() -
     run = trainer(tiny(), record)
     run.train(4)
     before = [p.clone() for p in run.state.parameters]
+    averages = {decay: {name: average.clone() for name, average in run.state.ema.state_dict(decay).items()} for decay in (0.5, 0.9)}
     calls = []
 
     def spoil(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
@@ -299,6 +300,9 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_and_counted() -
     handle = run.state.model.register_forward_hook(spoil)
     run._update(next(run.batches.batches(4, 1)))
     assert all(torch.equal(p, q) for p, q in zip(before, run.state.parameters, strict=True))
+    for decay, average in averages.items():  # they move towards the weights that stayed
+        moved = {name: tensor.lerp(run.state.model.state_dict()[name], 1 - decay) for name, tensor in average.items()}
+        assert_identical(run.state.ema.state_dict(decay), moved)
     run.step += 1
     run.train(8)
     handle.remove()
