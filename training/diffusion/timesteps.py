@@ -94,16 +94,15 @@ class LossSecondMoment(TimestepSampler):
         A loss that is not finite would make every later probability meaningless, and is left out.
         """
         self._move_to(losses.device)
-        finite = losses.isfinite()
-        row = torch.where(finite, t, self.num_timesteps)  # the others go to a row of their own, which is dropped
-        row, order = row.sort(stable=True)
-        added = torch.zeros(self.num_timesteps + 1, dtype=torch.int64, device=row.device).index_add_(0, row, torch.ones_like(row))
-        place = torch.arange(len(row), device=row.device) - (added.cumsum(0) - added)[row]  # among the losses of its t
-        counts = torch.cat([self._counts, self._counts.new_zeros(1)])
-        overwritten = place + HISTORY_LENGTH < added[row]  # by a later loss of this very batch
+        spare = self.num_timesteps  # one row more, for what is left out; it is dropped at the end
         history = torch.cat([self._history, self._history.new_zeros(1, HISTORY_LENGTH)])
-        row, place = torch.where(overwritten, self.num_timesteps, row), counts[row] + place
-        history[row, place % HISTORY_LENGTH] = losses[order].double()
+        counts = torch.cat([self._counts, self._counts.new_zeros(1)])
+        row, order = torch.where(losses.isfinite(), t, spare).sort(stable=True)
+        added = torch.zeros_like(counts).index_add_(0, row, torch.ones_like(row))
+        position = torch.arange(len(row), device=row.device) - (added.cumsum(0) - added)[row]  # 0 for the first loss of its t in this batch
+        slot = (counts[row] + position) % HISTORY_LENGTH
+        stays = position + HISTORY_LENGTH >= added[row]  # no later loss of this batch takes its slot
+        history[torch.where(stays, row, spare), slot] = losses[order].double()
         self._history, self._counts = history[:-1], (counts + added)[:-1]
 
     def _move_to(self, device: torch.device) -> None:

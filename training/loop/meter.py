@@ -40,11 +40,10 @@ class Meter:
 
     def state(self, world_size: int) -> dict[str, Any]:
         """Return the sums of all ranks since the last log line, as numbers that JSON preserves exactly; a collective operation."""
-        all_sums = [torch.empty_like(self.rank_sums) for _ in range(world_size)]
+        all_sums = [self.rank_sums]
         if world_size > 1:
+            all_sums = [torch.empty_like(self.rank_sums) for _ in range(world_size)]
             dist.all_gather(all_sums, self.rank_sums)
-        else:
-            all_sums = [self.rank_sums]
         return {
             "shares": [sums.tolist() for sums in all_sums],
             "has_vlb": self.has_vlb,
@@ -97,9 +96,8 @@ class Meter:
         """
         if world_size > 1:
             dist.all_reduce(self.rank_sums)
-        values = self.rank_sums.tolist()
-        loss, l_simple, l_vlb = values[:3]
-        count = values[3] or math.nan
+        loss, l_simple, l_vlb, images, *quartiles = self.rank_sums.tolist()
+        count = images or math.nan
         used = self.updates - float(self.skipped) or math.nan
         metrics = {
             "loss": loss / count,
@@ -112,9 +110,9 @@ class Meter:
         }
         if self.has_vlb:
             metrics["l_vlb"] = l_vlb / count
-        for quartile in range(4):
-            if values[8 + quartile] > 0:
-                metrics[f"loss_q{quartile}"] = values[4 + quartile] / values[8 + quartile]
+        for quartile, (total, weight) in enumerate(zip(quartiles[:4], quartiles[4:], strict=True)):
+            if weight > 0:
+                metrics[f"loss_q{quartile}"] = total / weight
         self._reset()
         self.restart_clock()
         return metrics
