@@ -7,7 +7,7 @@ estimate serves every spacing. There are two of them:
   optimal covariance with imperfect mean in diffusion probabilistic models").
 - "analytic": (1 - alpha_bar) / alpha_bar (1 - E|eps_theta(x_t)|^2 / d), which is the same for a perfect network, kept within the bounds
   that data in [-1, 1] has (Bao et al. 2022, "Analytic-DPM", theorems 1 and 2). Where alpha_bar is tiny, a small error of the network
-  decides its sign; so it never falls as the noise grows, as the error of a perfect network does not.
+  decides the sign. So the estimate is not let fall as the noise grows: the error of a perfect network does not fall either.
 """
 
 from __future__ import annotations

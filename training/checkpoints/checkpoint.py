@@ -38,6 +38,18 @@ DIRECTORY = "checkpoints"
 COMPLETE = "complete.json"
 EXPERIMENT = "experiment.json"
 MODEL = "model"
+Files = Mapping[str, Mapping[str, Any] | bytes]
+"""Contents by file name: a state dict for `.pt`, a JSON object for `.json`, or the bytes themselves."""
+
+_FULL_DISK_BYTES = 2**20
+"""After a failed write, a disk with fewer free bytes than this counts as full."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, half-written, damaged or can't be written; the message names the remedy.
+
+    A class of its own, because a run that resumes catches it: it removes the damaged checkpoint and takes the one before.
+    """
 
 
 def checkpoint_uri(run_uri: str, step: int) -> str:
@@ -344,20 +356,6 @@ def _checked(uri: str, name: str) -> Iterator[Path]:
         yield path
 
 
-Files = Mapping[str, Mapping[str, Any] | bytes]
-"""Contents by file name: a state dict for `.pt`, a JSON object for `.json`, or the bytes themselves."""
-
-_FULL_DISK_BYTES = 2**20
-"""After a failed write, a disk with fewer free bytes than this counts as full."""
-
-
-class CheckpointError(UserError):
-    """A checkpoint that is missing, half-written, damaged or can't be written; the message names the remedy.
-
-    A class of its own, because a run that resumes catches it: it removes the damaged checkpoint and takes the one before.
-    """
-
-
 def describe(path: Path) -> dict[str, Any]:
     """Return the size and sha256 of a file, as `complete.json` lists them."""
     with path.open("rb") as file:
@@ -434,7 +432,10 @@ def plain(value: Any, path: str, *, copy: bool) -> Any:
 
 
 def read_file(path: Path, uri: str) -> dict[str, Any]:
-    """Return the state dict (tensors on the CPU) or JSON object in a file."""
+    """Return the state dict (tensors on the CPU) or JSON object in a file; raise CheckpointError if it contains neither.
+
+    `uri` is the file's address, for the message, and its ending says which of the two it is.
+    """
     try:
         value = json.loads(path.read_bytes()) if uri.endswith(".json") else torch.load(path, map_location="cpu", weights_only=True)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -64,6 +64,9 @@ def keyed_normal(
         indices: Index of each image, in [0, 2^48); the fields are made on the device of this tensor.
         shape: Shape of one field, such as (channels, height, width).
         counter: The training step or the timestep, in [0, 2^32); one for all, or one per index.
+
+    Raises:
+        ValueError: The stream, or the one counter for all, is out of its range. Tensors are not checked, as a GPU would have to wait.
     """
     size = math.prod(shape)
     num_blocks = -(-size // 4)
@@ -77,7 +80,7 @@ def keyed_normal(
 def keyed_uniform(
     seed: int, stream: int, indices: Int64[Tensor, " batch"], *, counter: int | Int64[Tensor, " batch"] = 0
 ) -> Float64[Tensor, " batch"]:
-    """Return one number per index, uniform over the multiples of 2^-53 in [0, 1). Arguments as `keyed_normal`."""
+    """Return one number per index, uniform over the multiples of 2^-53 in [0, 1). Arguments and errors as `keyed_normal`."""
     out = torch.empty(len(indices), dtype=torch.float64, device=indices.device)
     for rows, (w_0, w_1, _, _) in _blocks(seed, stream, indices, 1, counter):
         out[rows] = (((w_0 << 21) ^ (w_1 >> 11)).double() * 2.0**-53).squeeze(1)

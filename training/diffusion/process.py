@@ -123,7 +123,7 @@ class GaussianProcess:
 
     @cached_property
     def fixed_large_log_variance(self) -> Float64[Tensor, " timesteps"]:
-        """Ho et al.: log beta_t, with beta_tilde_2 for the first timestep, where it gives the better likelihood."""
+        """Ho et al.'s log beta_t; the first value is log beta_tilde_2, which gives the better likelihood there."""
         return torch.cat([self.posterior_log_variance_clipped[:1], self.log_betas[1:]])
 
     @cached_property
@@ -241,7 +241,10 @@ class GaussianProcess:
         return (output[:, :num_channels], output[:, num_channels:]) if learned else (output, None)
 
     def _model_log_variance(self, v: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return log Sigma (equation 15) = f log beta_t + (1 - f) log beta_tilde_t; -1 to 1 spans the range: f = (v + 1) / 2."""
+        """Return log Sigma_theta: the optimal one where the errors of x_0 are known, else the config's.
+
+        A learned one is f log beta_t + (1 - f) log beta_tilde_t with f = (v + 1) / 2 (equation 15), so that v from -1 to 1 spans the range.
+        """
         if self.x_0_errors is not None:
             return self.at("optimal_log_variance", t, x_t).expand_as(x_t)
         if v is None:
@@ -263,9 +266,13 @@ class GaussianProcess:
 
 
 def clip(x_0: Float[Tensor, "batch channels *size"], dynamic_threshold: float = 0.0) -> Float[Tensor, "batch channels *size"]:
-    """Clamp x_0 to [-1, 1], or to [-s, s] and divide it by s, where s >= 1 is a quantile of each |x_0|; a quantile of 0 is [-1, 1].
+    """Clamp x_0 to [-1, 1]; with a dynamic threshold, clamp each image to [-s, s] and divide it by s.
 
-    Source: Saharia et al. 2022, "Photorealistic text-to-image diffusion models with deep language understanding", section 2.3.
+    Here s is the quantile of the image's |x_0|, or 1 where that is less. Source: Saharia et al. 2022, "Photorealistic text-to-image
+    diffusion models with deep language understanding", section 2.3.
+
+    Args:
+        dynamic_threshold: The quantile, in (0, 1]; 0 means none, the clamp to [-1, 1].
     """
     if dynamic_threshold == 0.0:
         return x_0.clamp(-1.0, 1.0)

@@ -23,6 +23,9 @@ def power_exponent(std: float) -> float:
 
     Args:
         std: sigma, the width of the average relative to the length of training; between 0 and 1 / sqrt(12) = 0.289.
+
+    Raises:
+        ValueError: It is not.
     """
     if not 0.0 < std < 12**-0.5:
         raise ValueError(f"the relative standard deviation must be between 0 and 0.289, got {std}")

@@ -16,7 +16,7 @@ class DDIM(Sampler):
     """The DDIM step; a learned variance is not used."""
 
     def __init__(self, eta: float = 0.0, variance: ReverseVariance = "model") -> None:
-        """Set the noise of a step, in units of the ancestral sampler's with the fixed small variance, in [0, 1]; and `ddim_sample`'s."""
+        """Set eta, in [0, 1] (see `ddim_sample`), and the name of the variance, which the process computes."""
         self.eta = eta
         self.description = f"DDIM, eta {eta:g}" + ("" if variance == "model" else f", {variance} variance")
         self.is_stochastic = eta > 0 or variance != "model"

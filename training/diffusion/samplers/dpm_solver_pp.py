@@ -115,7 +115,7 @@ def third_order_sample(
     start = half_log_snr(alpha_bar)
     h = half_log_snr(alpha_bar_next) - start
     nodes = [(half_log_snr(alpha_bar_before) - start) / h for _, alpha_bar_before in earlier]
-    weights = polynomial_weights((1 + eta**2) * h, nodes)  # c tau in place of tau makes the integral over the SDE's step the ODE's
+    weights = polynomial_weights((1 + eta**2) * h, nodes)  # with c tau for tau, the SDE's integral is the ODE's over c h
     result = exponential_step(x, x_0, alpha_bar, alpha_bar_next, eta)
     for weight, (x_0_before, _) in zip(weights, earlier, strict=True):
         result = result + math.sqrt(alpha_bar_next) * weight * (x_0_before - x_0)

@@ -66,7 +66,7 @@ class Sampler(ABC):
         return x, (Visit(x_t, prediction), *visits)[: self.num_visits]
 
     def correct(self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, visits: Visits) -> Tensor:
-        """Return a better x_t, now that the network has been evaluated there; most methods have none."""
+        """Return x_t, in a method with a corrector a better one, now that the network has been evaluated there."""
         return x_t
 
     @abstractmethod
