@@ -28,7 +28,7 @@ from components.cluster.names import (
 from components.container.image import image_from
 from training.config.errors import UserError
 from training.config.experiment import Resources
-from training.config.validation import unknown_field, validate
+from training.config.validation import validate
 
 RayMode = Literal["local", "rayjob", "address"]
 _TEXT_FROM_NUMBERS = {"extra": "forbid", "coerce_numbers_to_str": True}
@@ -259,10 +259,6 @@ def read_resources(text: str, *, stage: str) -> StageResources:
     if not isinstance(profile, str) or profile not in PROFILES:
         raise UserError(f"{parameter}: there is no profile {profile!r}; write {', '.join(PROFILES)}, or a JSON object")
     base = PROFILES[profile]
-    names = [each.name for each in fields(StageResources)]
-    for name in given:
-        if name not in names:
-            raise UserError(f"{parameter}: {unknown_field(name, dict.fromkeys(names), '')}")
     merged = {**base, **given}
     if isinstance(given.get("rayjob"), dict):
         merged["rayjob"] = {**base.get("rayjob", {}), **given["rayjob"]}

@@ -15,7 +15,7 @@ from components.launch.resources import STAGES, StageResources, read_resources
 from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.files import decode_text, resolve_experiment
-from training.config.validation import unknown_field, validate
+from training.config.validation import validate_parameter
 from training.console import say
 from training.data.preparation.options import ImageOptions
 
@@ -69,14 +69,7 @@ def read_data_options(text: str) -> DataOptions:
         raise UserError(f"data_options is not JSON: {error}") from None
     if not isinstance(given, dict):
         raise UserError(f"data_options is a JSON object, got {text}")
-    names = [each.name for each in dataclasses.fields(DataOptions)]
-    for name in given:
-        if name not in names:
-            raise UserError(f"data_options: {unknown_field(name, dict.fromkeys(names), '')}")
-    try:
-        read: DataOptions = validate(DataOptions, given)
-    except UserError as error:
-        raise UserError(f"data_options.{error}") from None
+    read: DataOptions = validate_parameter(DataOptions, given, "data_options")
     return read
 
 

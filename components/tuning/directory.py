@@ -8,8 +8,9 @@ from typing import Any
 
 from components.launch.logs import pipeline_directory
 from components.steps.settings import read_experiment_file
-from evaluation.tuning.request import TuneRequest, read_options
+from evaluation.tuning.request import TuneOptions, TuneRequest
 from training import storage
+from training.config.validation import validate_parameter
 from training.data.format.manifest import read_manifest
 
 PLAN = "plan.json"
@@ -51,7 +52,7 @@ def from_form(
         overrides=tuple(overrides),
         search=tuple(search),
         trials=trials,
-        options=read_options(options),
+        options=validate_parameter(TuneOptions, options, "tune_options"),
     )
     request.axes()
     return request

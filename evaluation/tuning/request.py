@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from evaluation.tuning.search import Axis, Value, overrides_of, parse_search
 from training.config.experiment import Experiment
 from training.config.files import resolve_experiment, to_toml
-from training.config.validation import FORBID_UNKNOWN, require, unknown_field, validate
+from training.config.validation import FORBID_UNKNOWN, require, validate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,12 +105,3 @@ class TuneRequest:
         """Return the request of such plain values."""
         request: TuneRequest = validate(cls, value)
         return request
-
-
-def read_options(given: Mapping[str, Any]) -> TuneOptions:
-    """Read the pipeline's parameter `tune_options`; raise UserError if an option is unknown or does not fit."""
-    fields = dict.fromkeys(each.name for each in dataclasses.fields(TuneOptions))
-    for name in given:
-        require(name in fields, "tune_options", unknown_field(name, fields, ""))
-    options: TuneOptions = validate(TuneOptions, given)
-    return options

@@ -11,7 +11,7 @@ import difflib
 import functools
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from training.config.errors import UserError
@@ -70,6 +70,14 @@ def validate(cls: type, value: Mapping[str, Any]) -> Any:
         raise UserError(_explain(error, cls)) from error
 
 
+def validate_parameter(cls: type, value: Mapping[str, Any], parameter: str) -> Any:
+    """Return the object of a pipeline's parameter like `validate`; an error begins with the parameter's name."""
+    try:
+        return validate(cls, value)
+    except UserError as error:
+        raise UserError(f"{parameter}.{error}") from error
+
+
 def validate_stored(cls: type, text: bytes) -> Any:
     """Return an object of that class from a JSON text that a program wrote: unlike a person's, its types are exact. It needs pydantic.
 
@@ -87,12 +95,23 @@ def validate_stored(cls: type, text: bytes) -> Any:
 def _explain(error: ValidationError, cls: type) -> str:
     messages = []
     for problem in error.errors():
-        cause, path = problem.get("ctx", {}).get("error"), ".".join(str(part) for part in problem["loc"])
+        cause, parts = problem.get("ctx", {}).get("error"), [str(part) for part in problem["loc"]]
+        path = ".".join(parts)
         if isinstance(cause, UserError):
             messages.append(_with_path(str(cause), path))
+        elif problem["type"] == "unexpected_keyword_argument" and (fields := _fields_at(cls, parts[:-1])):
+            return f"{path}: {unknown_field(parts[-1], fields, '.'.join(parts[:-1]))}"  # alone, as the list of fields is long
         else:
             messages.append(f"{path or cls.__name__}: {problem['msg']}, got {problem['input']!r:.200}")
     return "; ".join(messages[:_MOST_PROBLEMS])
+
+
+def _fields_at(cls: type, path: Iterable[str]) -> dict[str, Any]:
+    """Return the fields of the dataclass to which a path leads; none where it leads through a list or a map."""
+    kind: Any = cls
+    for name in path:
+        kind = get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    return dict.fromkeys(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else {}
 
 
 def _with_path(message: str, path: str) -> str:
@@ -106,7 +125,7 @@ def _build(cls: type, value: Any, path: str) -> Any:
     fields = {}
     for name, item in value.items():
         where = f"{path}.{name}" if path else str(name)
-        require(name in kinds, where, unknown_field(str(name), {f.name: None for f in dataclasses.fields(cls)}, path))
+        require(name in kinds, where, unknown_field(str(name), _fields_at(cls, ()), path))
         fields[name] = _convert(kinds[name], item, where)
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields and _is_required(f)]
     require(not missing, path or cls.__name__, f"needs {', '.join(missing)}")

@@ -16,7 +16,7 @@ from evaluation.ablations.definitions.ablation import Ablation, Scale, Trial, co
 from evaluation.ablations.definitions.paper import ABLATIONS, find_ablation
 from training.config.errors import UserError
 from training.config.experiment import Objective
-from training.config.validation import FORBID_UNKNOWN, unknown_field, validate
+from training.config.validation import FORBID_UNKNOWN, validate, validate_parameter
 
 OBJECTIVES: tuple[str, ...] = ("as named", *get_args(Objective))
 """Objectives that the pipeline's form offers; the first keeps the objective of each trial."""
@@ -146,6 +146,8 @@ class AblationRequest:
 class AblationOptions:
     """The pipeline's parameter `ablation_options`: `seeds` and `runs` as in `AblationRequest`."""
 
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
     seeds: int = 1
     runs: dict[str, str] = field(default_factory=dict)
 
@@ -162,14 +164,7 @@ def from_form(
     """
     if name == OWN_GRID and not grid:
         raise UserError('a grid of your own needs its axes: ablation_grid, like {"diffusion.vlb_weight": [0.001, 0.01]}')
-    fields = dict.fromkeys(each.name for each in dataclasses.fields(AblationOptions))
-    for option in options:
-        if option not in fields:
-            raise UserError(f"ablation_options: {unknown_field(option, fields, '')}")
-    try:
-        read: AblationOptions = validate(AblationOptions, options)
-    except UserError as error:
-        raise UserError(f"ablation_options.{error}") from None
+    read: AblationOptions = validate_parameter(AblationOptions, options, "ablation_options")
     return AblationRequest(
         name=name,
         scale=parse_scale(scale),

@@ -195,7 +195,7 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--resources", "train=2xcpu", "--resources", "train=8xgpu"), "--resources train is given twice"),
         (("train", "--resources", "train=8xgpu", "--param", "train_resources=2xcpu"), "mean the same; give one"),
         (("train", "--resources", "train"), "write STAGE.FIELD=VALUE, or STAGE=PROFILE"),
-        (("train", "--resources", "train.gpu=1"), "train_resources: there is no 'gpu'; did you mean 'gpus'?"),
+        (("train", "--resources", "train.gpu=1"), "train_resources.gpu: there is no 'gpu'; did you mean 'gpus'?"),
         (("train", "--resources", "train=laptob"), "train_resources: there is no profile 'laptob'"),
         (("train", "--resources", "train.num_workers=two"), "train_resources.num_workers: Input should be a valid integer"),
         (("train", "--resources", "train.num_workers=1.5"), "train_resources.num_workers: Input should be a valid integer"),
@@ -256,7 +256,7 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         ),
         (("train", "--param", "train_resources={"), "train_resources is not JSON"),
         (("train", "--param", 'data_options={"on_error": "ignore"}'), "data_options.on_error: Input should be 'fail' or 'skip'"),
-        (("train", "--param", 'data_options={"label": "none"}'), "data_options: there is no 'label'; did you mean 'labels'?"),
+        (("train", "--param", 'data_options={"label": "none"}'), "data_options.label: there is no 'label'; did you mean 'labels'?"),
         (("train", "--param", 'data_options={"max_errors": 0}'), "data_options.max_errors must be 1 to 2,147,483,647, got 0"),
         (("train", "--param", 'data_options={"background": "red"}'), "data_options.background: Input should be 'white', 'grey' or 'black'"),
         (("train", "--param", 'data_options={"max_pixels": 1073741825}'), "data_options.max_pixels must be 1 to 1,073,741,824"),
@@ -289,7 +289,8 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         ),
         (("compare", "--param", 'models=["runs:/1"]'), "name two or more"),
         (("tune", "--param", 'tune_search=["model.dropout=0..2"]'), "model.dropout: must be in [0, 1), got 2.0"),
-        (("tune", "--param", 'tune_options={"sed": 1}'), "tune_options: there is no 'sed'; did you mean 'seed'?"),
+        (("tune", "--param", 'tune_options={"sed": 1}'), "tune_options.sed: there is no 'sed'; did you mean 'seed'?"),
+        (("tune", "--param", 'tune_options={"reduction": 1}'), "tune_options.reduction: must be 2 or more, or 0 to prune no trial, got 1"),
         (("tune", "--param", "tune_search=[1]"), "search: a searched field is text, got 1; write LOW..HIGH, log:LOW..HIGH or [A,B,C]"),
         (("tune", "--param", "tune_trials=0"), "trials: must be 1 or more, got 0"),
         (("nightly-fid", "--param", "threshold_difference=inf"), "threshold_difference is a number"),
@@ -492,6 +493,7 @@ def test_an_unknown_experiment_is_an_error_that_names_those_there_are(server: Fa
     assert status == 1
     assert "there is no experiment 'ablation'; did you mean 'ablations'?" in err
     assert "--create-experiment" in err
+    assert "--create-experiment" not in iddpm("runs", "--experiment", "ablation")[2]  # which has no such option
     assert server.runs == {}
     assert server.versions == {}
 

@@ -121,7 +121,7 @@ def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path, run_
         (("run", "ablation", "--param", "ablation_name=hybrid-wait"), "did you mean 'hybrid-weight'"),
         (("run", "ablation", "--set", "diffusion.vlb_weight=1"), "varies diffusion.vlb_weight itself"),
         (("run", "ablation", "--param", 'ablation_runs={"vlb": "s3://x"}'), 'ablation_options={"runs": {"vlb": "s3://x"}}'),
-        (("run", "ablation", "--param", 'ablation_options={"sed": 5}'), "ablation_options: there is no 'sed'; did you mean 'seeds'"),
+        (("run", "ablation", "--param", 'ablation_options={"sed": 5}'), "ablation_options.sed: there is no 'sed'; did you mean 'seeds'"),
         (
             ("ablate", "width", "--num-workers", "2", "--parallel-trials", "2"),
             "2 trials at once have one process each, not 2; give --parallel-trials",

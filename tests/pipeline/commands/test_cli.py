@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -30,7 +31,7 @@ from pipelines.cli.runs import local
 from pipelines.client.arguments import arguments_of, compiled_pipeline, require_possible_here
 from pipelines.local.ablate import _run_trials
 from pipelines.local.images import preparation
-from pipelines.services.services import Services, connect
+from pipelines.services.services import Services, ServicesError, connect, current
 from training.config.experiment import Resources
 from training.config.files import read_experiment_file, resolve_experiment
 from training.config.presets import preset
@@ -357,7 +358,7 @@ def test_a_tuning_and_an_ablation_prepare_their_images_as_the_options_say(
     for command in (("tune", "digits-hybrid-cosine", "--search", "model.dropout=0..0.2"), ("ablate", "width")):
         status, _, error = run_iddpm(*command, "--data-options", '{"num_tests": 3}')
         assert status == 1
-        assert error.startswith("error: data_options: there is no 'num_tests'; did you mean 'num_test'?")
+        assert error.startswith("error: data_options.num_tests: there is no 'num_tests'; did you mean 'num_test'?")
         assert "give --" in run_iddpm(*command, "--data-options", '{"sources": {"digits": "/data"}}')[2]
 
 
@@ -431,7 +432,7 @@ def test_the_options_for_workers_and_gpus_are_fields_of_the_resources(resources_
         (("--gpu", "--resources", "train.num_gpus_per_worker=0"), "--gpu and --resources train.num_gpus_per_worker mean the same"),
         (("--resources", "train.num_threads=1", "--resources", "train.num_threads=2"), "--resources train.num_threads is given twice"),
         (("--resources", "trian.num_threads=1"), "has no stage 'trian'; did you mean 'train'?"),
-        (("--resources", "train.num_thread=1"), "train_resources: there is no 'num_thread'; did you mean 'num_threads'?"),
+        (("--resources", "train.num_thread=1"), "train_resources.num_thread: there is no 'num_thread'; did you mean 'num_threads'?"),
         (("--resources", "train.precision=fp16"), "train_resources.precision: Input should be 'fp32' or 'bf16'"),
         (("--resources", "evaluate.num_threads=1"), "evaluate_resources.num_threads is read by training alone"),
         (("--resources", "train=rayjob-2xcpu"), "train_resources: no cluster is known here"),
@@ -720,12 +721,35 @@ def test_the_local_services_stand_in_for_each_one_that_the_environment_does_not_
         assert os.environ.get(name) == (services.env[name] if name in local else named.get(name))
 
 
+def test_a_directory_of_another_user_hinders_only_who_needs_its_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("IDDPM_HOME", str(tmp_path))
+    monkeypatch.setattr(Path, "read_text", refuse)
+    connect()
+    with pytest.raises(ServicesError, match=r"ports\.json: Permission denied; set IDDPM_HOME to a directory of your own"):
+        current()
+
+
+def test_a_letter_that_the_terminal_lacks_ends_no_table(run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pod.yaml").write_text("kind: Pod\nspec: {containers: [{name: a, image: münchen/a}, {name: b, image: other/b}]}", "utf-8")
+    shown = io.BytesIO()
+    terminal = io.TextIOWrapper(shown, encoding="ascii", write_through=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        status, _, err = run_iddpm("images", str(tmp_path / "pod.yaml"))
+    assert (status, shown.getvalue(), err) == (0, b"m?nchen/a\nother/b\n", "")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("submit", "nightly-fid", "--no-wait", "--timeout", "5m"), "but this command does not wait: leave out --no-wait"),
         (("cancel", "a-run", "--timeout", "5m"), "--timeout 5m is the longest time to wait, but this command does not wait: add --wait"),
         (("runs", "--namespace", "team-a"), "the address of Kubeflow Pipelines is missing"),
+        (("runs", "--kfp-namespace", "team-a"), "the address of Kubeflow Pipelines is missing"),
         (("runs", "--json", "--price-per-hour", "2"), "--price-per-hour goes with the table"),
         (("ablate", "width", "--card", "H100"), "--card and --price-per-hour are of --plan"),
         (("ablate", "width", "--price-per-hour", "2"), "--card and --price-per-hour are of --plan"),

@@ -99,6 +99,11 @@ def test_the_workers_place_and_what_a_pod_gets_are_said_as_they_are_here(
         ("train_resources", '{"node_selector": {"größe": "x"}}', "'größe' can't be a key"),
         ("train_resources", '{"gpu_type": "nvidia.com/größe"}', "is not a resource name of GPUs"),
         ("train_resources", '{"ray_mode": "rayjob", "cpu": "2", "rayjob": {"env": {"GRÖSSE": "1"}}}', "can't name an environment variable"),
+        (
+            "train_resources",
+            '{"ray_mode": "rayjob", "rayjob": {"head_cpus": "2"}}',
+            "train_resources.rayjob.head_cpus: there is no 'head_cpus'",
+        ),
         ("force_from", "trian", "the steps are train, evaluate, report"),
         ("evaluate_resources", '{"cpu": "many"}', "evaluate_resources.cpu 'many'"),
         ("tracking_experiment", " ", "tracking_experiment is empty; give the name of MLflow's experiment"),

@@ -84,7 +84,10 @@ def test_the_form_sets_the_objective_and_a_users_grid() -> None:
         ((OWN_GRID, "tiny", {"seed": 1}, {}, "digits-tiny-hybrid-cosine", "as named", []), "needs a list of values"),
         (("width", "tiny", {"seed": [1, 2]}, {}, "digits-tiny-hybrid-cosine", "as named", []), "give a grid of your own another name"),
         (("width", "tiny", {}, {}, DEFAULT_PRESET, "best", []), "there is no objective 'best'"),
-        (("width", "tiny", {}, {"seed": 5}, DEFAULT_PRESET, "as named", []), "ablation_options: there is no 'seed'; did you mean 'seeds'"),
+        (
+            ("width", "tiny", {}, {"seed": 5}, DEFAULT_PRESET, "as named", []),
+            "ablation_options.seed: there is no 'seed'; did you mean 'seeds'",
+        ),
         (("width", "tiny", {}, {"seeds": "five"}, DEFAULT_PRESET, "as named", []), "ablation_options.seeds: .* got 'five'"),
         (("width", "tiny", {}, {"seeds": 0}, DEFAULT_PRESET, "as named", []), "must be 1 or more, got 0"),
         (("width", "tiny", {}, {"seeds": 334}, DEFAULT_PRESET, "as named", []), "has 1,002 trials; it may have 1,000"),

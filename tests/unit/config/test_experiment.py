@@ -189,8 +189,10 @@ def test_a_file_that_is_not_an_experiment_is_told_so() -> None:
         Experiment.from_json("{")
     with pytest.raises(UserError, match="not an experiment's JSON"):
         Experiment.from_json(b'{"name": "\xff"}')
-    with pytest.raises(UserError, match="colour"):
+    with pytest.raises(UserError, match=r"^colour: there is no 'colour'\. The fields are name, data, "):
         Experiment.from_dict({**DEMO.to_dict(), "colour": "red"})
+    with pytest.raises(UserError, match=r"^model\.dropot: there is no 'dropot' in 'model'; did you mean 'dropout'\?"):
+        Experiment.from_dict({**DEMO.to_dict(), "model": {"dropot": 1}})
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_another_image_size_alone_is_refused_with_what_to_write_beside_it(overri
         ({"num_workers": 0}, r"resources\.num_workers: must be at least 1"),
         ({"min_workers": 3, "num_workers": 2}, r"resources\.min_workers: must be 0 to num_workers"),
         ({"precision": "fp16"}, r"precision: .*'fp32' or 'bf16'"),
-        ({"gpus": 1}, "gpus"),
+        ({"num_worker": 1}, "^num_worker: there is no 'num_worker'; did you mean 'num_workers'"),
         ({"collective_timeout_seconds": 0}, r"collective_timeout_seconds: must be at least 1"),
     ],
 )
