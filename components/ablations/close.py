@@ -6,12 +6,12 @@ from typing import Any
 
 from components.ablations.directory import PLAN, Plan, ablation_uri, read_plan
 from components.ablations.report import PAGE, collect, make_report
-from components.ablations.tracking import TrialTracking, metric_points
+from components.ablations.tracking import finish_trial, metric_points, open_trial
 from components.steps.close import close_runs, end_of_run
 from components.steps.mlflow_sync import leave_mark, remove_mark
 from components.steps.run_messages import tell_end
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.ablations.page.gallery import StoredSummary
+from evaluation.ablations.page.gallery import SUMMARY, StoredSummary
 from training import storage
 from training.console import say
 from training.tracking.client import TrackingError
@@ -41,7 +41,7 @@ def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, 
 
 def ablation_numbers(ablation_uri: str) -> dict[str, Any]:
     """Return what the report says of the paper's claims, and a line of it."""
-    summary = storage.read_json(storage.join(ablation_uri, "summary.json"), StoredSummary)
+    summary = storage.read_json(storage.join(ablation_uri, SUMMARY), StoredSummary)
     lines = [f"{each['verdict']}: {each['claim']}" for each in summary["findings"]]
     return {
         "summary": "; ".join(lines) or "the report is made",
@@ -78,5 +78,5 @@ def _send_records(plan: Plan, ablation_uri: str) -> None:
             continue
         pipeline_run_id = tags_of(record.tracking_run_id).get(PIPELINE_RUN_TAG, "")
         trial = plan.trial(record.label)
-        if not TrialTracking(plan, record.label, trial, pipeline_run_id, seed=record.seed).finish(record):
+        if not finish_trial(open_trial(plan, record.label, trial, pipeline_run_id, seed=record.seed), record):
             raise TrackingError(f"MLflow does not answer and lacks the record of {record.label}")

@@ -153,19 +153,18 @@ def _require_measurable(request: AblationRequest, planned: Sequence[tuple[Trial,
 
 def _existing_run(request: AblationRequest, trial: Trial, storage_root_uri: str, data_uri: str) -> str:
     """Return the run that a trial of an ablation without training evaluates; empty for a trial that is trained."""
-    from training.data.format.manifest import read_manifest
+    from training.data.format.manifest import MANIFEST, read_manifest
 
     ablation = request.ablation()
     if trial.run_uri or ablation.trains:
         return trial.run_uri
     train_uri = storage.join(_data_uri(trial.experiment, storage_root_uri, data_uri), "train")
-    if storage.exists(storage.join(train_uri, "manifest.json")):
+    if storage.exists(storage.join(train_uri, MANIFEST)):
         manifest = read_manifest(train_uri)
         key, run_uri = run_directory(trial.experiment, manifest.content_digest, storage_root_uri)
         if storage.exists(storage.join(run_uri, RESULT)):
-            claim_directory(
-                Run(experiment=trial.experiment, manifest=manifest, key=key, uri=run_uri)
-            )  # with the evaluation that is requested now
+            # With the evaluation that is requested now.
+            claim_directory(Run(experiment=trial.experiment, manifest=manifest, key=key, uri=run_uri))
             return run_uri
     changes = "".join(f" --set {item}" for item in request.overrides)
     remedy = f"train the preset {trial.preset}{'' if trial.seed is None else f' with seed={trial.seed}'}"

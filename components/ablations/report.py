@@ -13,6 +13,7 @@ from components.ablations.tracking import comparison_url, parallel_coordinates
 from evaluation.ablations.definitions.ablation import label_of
 from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.definitions.request import AblationRequest
+from evaluation.ablations.page.gallery import SUMMARY
 from evaluation.records.numbers import plain_estimate
 from training import storage
 from training.console import say
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from training.tracking.tracked_run import TrackedRun
 
 PAGE = "report.html"
-FILES = (PAGE, "table.csv", "table.json", "figure.svg", "summary.json")
+FILES = (PAGE, "table.csv", "table.json", "figure.svg", SUMMARY)
 """The files of a report. Each report has all of them, except the figure, which some ablations lack."""
 
 
@@ -61,23 +62,19 @@ def make_report(ablation_uri: str, page_path: str = "", *, cancelled: bool = Fal
         "title": ablation.title,
         "source": ablation.source,
         "scale": request.scale,
-        "changes": [
-            *request.all_changes,
-            *([f"{request.seeds} seeds"] if request.seeds > 1 else []),
-        ],
+        "changes": [*request.all_changes, *([f"{request.seeds} seeds"] if request.seeds > 1 else [])],
         "order": names().index(request.name) if request.name in names() else len(names()),
         "findings": [finding.to_dict() for finding in found],
         "failed": failed,
         "compare_url": compare_url,
     }
     flat = [row.to_dict() for row in rows]
-    table = _as_csv(flat)
+    table, csv_table = {**summary, "rows": flat}, _as_csv(flat)
     uri = storage.join(ablation_uri, PAGE)
     storage.write_bytes(uri, page.encode())
-    storage.write_bytes(storage.join(ablation_uri, "table.csv"), table.encode())
-    trials = [record.to_dict() for record in records]
-    storage.write_json(storage.join(ablation_uri, "table.json"), {**summary, "rows": flat, "trials": trials})
-    storage.write_json(storage.join(ablation_uri, "summary.json"), summary)
+    storage.write_bytes(storage.join(ablation_uri, "table.csv"), csv_table.encode())
+    storage.write_json(storage.join(ablation_uri, "table.json"), {**table, "trials": [record.to_dict() for record in records]})
+    storage.write_json(storage.join(ablation_uri, SUMMARY), summary)
     if drawn:
         svg = f'<?xml version="1.0" encoding="utf-8"?>\n{drawn[0].svg}'
         storage.write_bytes(storage.join(ablation_uri, "figure.svg"), svg.encode())
@@ -90,8 +87,8 @@ def make_report(ablation_uri: str, page_path: str = "", *, cancelled: bool = Fal
     if parent is None:
         raise TrackingError(f"MLflow did not answer and lacks the report {uri}")
     parent.log_artifact(page, PAGE)
-    parent.log_artifact(table, "table.csv")
-    parent.log_artifact(json.dumps({**summary, "rows": flat}, indent=2), "table.json")
+    parent.log_artifact(csv_table, "table.csv")
+    parent.log_artifact(json.dumps(table, indent=2), "table.json")
     parent.set_tags({"iddpm.compare_url": compare_url})
     parent.correct_metrics({("num_finished", 0): len(records) - len(failed), ("num_failed", 0): len(failed)})
     if not parent.finish("FINISHED" if not failed else "KILLED" if cancelled else "FAILED"):

@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.ablations.directory import Plan, read_plan
-from components.ablations.tracking import TrialTracking
+from components.ablations.tracking import finish_trial, open_trial
 from evaluation.ablations.definitions.ablation import label_of
 from training import storage
+from training.config.errors import in_one_line
 from training.console import say
 
 if TYPE_CHECKING:
     from evaluation.ablations.trials.record import TrialRecord
+    from training.tracking.tracked_run import TrackedRun
 
 _MAX_REASON_LENGTH = 400
 
@@ -34,8 +36,8 @@ def train_trial(item: Mapping[str, Any], train: Callable[[str], str], *, pipelin
     if record is not None:
         return record.run_uri
     storage.delete(_uri_of_record(item))  # one of an earlier training would pass for that of the new one
-    with _tracked(item, pipeline_run_id) as tracking:
-        return train(tracking.run_id)
+    with _tracked(item, pipeline_run_id) as tracked:
+        return train(tracked.run_id)
 
 
 def measure_trial(item: Mapping[str, Any], run_uri: str, resources: Mapping[str, Any], pipeline_run_id: str = "") -> str:
@@ -117,7 +119,7 @@ def log_record(uri: str, log_metric: Callable[[str, float], None]) -> str:
 def reason(error: Exception) -> str:
     """Return why a trial failed, in one line; a long message is cut, and the step's log has all of it."""
     message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    message = " ".join(message.split()) or type(error).__name__
+    message = in_one_line(message) or type(error).__name__
     return message if len(message) <= _MAX_REASON_LENGTH else f"{message[:_MAX_REASON_LENGTH]} ..."
 
 
@@ -147,24 +149,24 @@ def _uri_of_record(item: Mapping[str, Any]) -> str:
 
 
 def _write_record(item: Mapping[str, Any], measure: Callable[[], TrialRecord], pipeline_run_id: str) -> str:
-    with _tracked(item, pipeline_run_id) as tracking:
-        record = dataclasses.replace(measure(), tracking_run_id=tracking.run_id)
+    with _tracked(item, pipeline_run_id) as tracked:
+        record = dataclasses.replace(measure(), tracking_run_id=tracked.run_id)
         storage.write_json(_uri_of_record(item), record.to_dict())
-        tracking.finish(record)
+        finish_trial(tracked, record)
     return _uri_of_record(item)
 
 
 @contextlib.contextmanager
-def _tracked(item: Mapping[str, Any], pipeline_run_id: str) -> Iterator[TrialTracking]:
+def _tracked(item: Mapping[str, Any], pipeline_run_id: str) -> Iterator[TrackedRun]:
     """Open the trial's run in MLflow. A failure is written to the trial's record, where the report finds it, and to the run."""
     from evaluation.ablations.trials.record import TrialRecord
 
     plan, label = read_plan(item["ablation_uri"]), item["label"]
     trial = plan.trial(label)
     seed = trial.seed if trial else item["seed"]
-    tracking = TrialTracking(plan, label, trial, pipeline_run_id, seed=seed)
+    tracked = open_trial(plan, label, trial, pipeline_run_id, seed=seed)
     try:
-        yield tracking
+        yield tracked
     except Exception as error:
         if trial is None:
             record = TrialRecord(label=label, role=plan.request.ablation().joint_role, error=reason(error), seed=seed)
@@ -172,8 +174,8 @@ def _tracked(item: Mapping[str, Any], pipeline_run_id: str) -> Iterator[TrialTra
             known = {name: getattr(trial, name) for name in ("role", "values", "preset", "own")}
             record = TrialRecord(label=label, **known, error=reason(error), seed=seed)
         storage.write_json(_uri_of_record(item), record.to_dict())
-        tracking.close("FAILED")
+        tracked.finish("FAILED")
         raise
     except BaseException:
-        tracking.close("KILLED")
+        tracked.finish("KILLED")
         raise

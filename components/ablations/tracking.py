@@ -8,7 +8,7 @@ filters. The training's run lies below the trial that it was started for, and a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from components.ablations.directory import Plan
 from evaluation.ablations.definitions.ablation import Trial, format_value, label_of, setting_of
@@ -16,6 +16,8 @@ from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.records.run_directory import RESULT, TrainingFields
 from training import storage
 from training.console import say
+from training.tracking.references import ABLATION_URI_TAG
+from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, TRIAL_TAG, open_run
 
 if TYPE_CHECKING:
     from evaluation.ablations.trials.record import TrialRecord
@@ -28,14 +30,12 @@ _DISTANCE_CURVES = ("sampling-steps", "figure-1")
 
 def open_parent(request: AblationRequest, tracking_experiment: str, uri: str, pipeline_run_id: str = "") -> TrackedRun:
     """Find or create the ablation's run."""
-    from training.tracking.runs import open_run
-
     ablation = request.ablation()
     return open_run(
         run_key=request.key(),
         experiment_name=tracking_experiment,
         run_name=f"{request.name} ({request.scale})",
-        tags={**_tags(request, pipeline_run_id), "iddpm.role": "ablation", "iddpm.ablation_uri": uri},
+        tags={**_tags(request, pipeline_run_id), "iddpm.role": "ablation", ABLATION_URI_TAG: uri},
         params={
             "ablation": request.name,
             "scale": request.scale,
@@ -46,61 +46,49 @@ def open_parent(request: AblationRequest, tracking_experiment: str, uri: str, pi
     )
 
 
-class TrialTracking:
-    """The MLflow run of one trial, open while a step works on the trial."""
+def open_trial(plan: Plan, label: str, trial: Trial | None, pipeline_run_id: str, *, seed: int | None = None) -> TrackedRun:
+    """Find or create the run of a trial, as a child of the ablation's; it is open while a step works on the trial.
 
-    def __init__(self, plan: Plan, label: str, trial: Trial | None, pipeline_run_id: str, *, seed: int | None = None) -> None:
-        """Find or create the run, as a child of the ablation's.
+    Args:
+        trial: The trial; None for a joint measurement.
+        seed: Its seed, if seeds are repeated. The seeds of a setting share the tag `iddpm.setting`, by which MLflow's list groups runs.
+    """
+    from evaluation.ablations.trials.record import slug
 
-        Args:
-            trial: The trial; None for a joint measurement.
-            seed: Its seed, if seeds are repeated. The seeds of a setting share the tag `iddpm.setting`, by which MLflow's list groups runs.
-        """
-        from evaluation.ablations.trials.record import slug
-        from training.tracking.runs import open_run
+    request = plan.request
+    setting = setting_of(label, seed)
+    values = trial.values if trial else dict.fromkeys(request.trials()[0].values, setting)
+    return open_run(
+        run_key=f"{request.key()}/{slug(label)}",
+        experiment_name=plan.tracking,
+        run_name=run_name(request, trial) if trial and not trial.role else label,
+        tags={
+            **_tags(request, pipeline_run_id),
+            "iddpm.role": "trial",
+            TRIAL_TAG: label,
+            **({"iddpm.preset": trial.preset} if trial else {}),
+            **({"iddpm.setting": setting} if seed is not None else {}),
+        },
+        params={
+            **values,
+            **({"model": setting} if not trial or trial.role else {}),
+            **({"seed": seed} if seed is not None else {}),
+        },
+        parent_run_id=plan.parent_run_id,
+    )
 
-        request = plan.request
-        setting = setting_of(label, seed)
-        values = trial.values if trial else dict.fromkeys(request.trials()[0].values, setting)
-        self._run = open_run(
-            run_key=f"{request.key()}/{slug(label)}",
-            experiment_name=plan.tracking,
-            run_name=run_name(request, trial) if trial and not trial.role else label,
-            tags={
-                **_tags(request, pipeline_run_id),
-                "iddpm.role": "trial",
-                "iddpm.trial": label,
-                **({"iddpm.preset": trial.preset} if trial else {}),
-                **({"iddpm.setting": setting} if seed is not None else {}),
-            },
-            params={
-                **values,
-                **({"model": setting} if not trial or trial.role else {}),
-                **({"seed": seed} if seed is not None else {}),
-            },
-            parent_run_id=plan.parent_run_id,
-        )
 
-    def finish(self, record: TrialRecord) -> bool:
-        """Log the record, and end the run as finished; return False if MLflow does not answer."""
-        result_uri = storage.join(record.run_uri, RESULT)
-        tags = {"iddpm.run_uri": record.run_uri, "iddpm.checkpoint_uri": record.checkpoint_uri}
-        if record.run_uri and storage.exists(result_uri):
-            tags["iddpm.training_run_id"] = str(storage.read_json(result_uri, TrainingFields).get("tracking_run_id", ""))
-        self._run.set_tags(tags)
-        self._run.correct_metrics(metric_points(record))
-        for (name, step), pixels in sample_pictures(record).items():
-            self._run.log_image(name, pixels, step)
-        return self.close("FINISHED")
-
-    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> bool:
-        """End the run; return False if MLflow does not answer."""
-        return self._run.finish(status)
-
-    @property
-    def run_id(self) -> str:
-        """MLflow's id of the run."""
-        return self._run.run_id
+def finish_trial(tracked: TrackedRun, record: TrialRecord) -> bool:
+    """Log a trial's record to its run, and end the run as finished; return False if MLflow does not answer."""
+    result_uri = storage.join(record.run_uri, RESULT)
+    tags = {RUN_URI_TAG: record.run_uri, "iddpm.checkpoint_uri": record.checkpoint_uri}
+    if record.run_uri and storage.exists(result_uri):
+        tags["iddpm.training_run_id"] = str(storage.read_json(result_uri, TrainingFields).get("tracking_run_id", ""))
+    tracked.set_tags(tags)
+    tracked.correct_metrics(metric_points(record))
+    for (name, step), pixels in sample_pictures(record).items():
+        tracked.log_image(name, pixels, step)
+    return tracked.finish("FINISHED")
 
 
 def sample_pictures(record: TrialRecord) -> dict[tuple[str, int], Any]:
@@ -192,5 +180,5 @@ def _tags(request: AblationRequest, pipeline_run_id: str) -> dict[str, str]:
         "iddpm.ablation_key": request.key(),
         "iddpm.scale": request.scale,
         "iddpm.data": ", ".join(data),
-        "kfp.pipeline_run_id": pipeline_run_id,  # set even if empty: the run now belongs to whoever continues it
+        PIPELINE_RUN_TAG: pipeline_run_id,  # set even if empty: the run now belongs to whoever continues it
     }

@@ -26,6 +26,7 @@ from components.steps.runs import storage_root_of
 from training.config.errors import UserError
 from training.console import say
 from training.storage.errors import StorageError
+from training.tracking.references import ABLATION_URI_TAG
 from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, RUN_URI_TAG, FoundRun, close_open_run, latest_runs, open_runs, set_tag
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _IDS_PER_REQUEST = 50
 
 
 class _Seen(NamedTuple):
-    """The part of a Workflow that the end of a run needs; the whole may have 1 MB."""
+    """The fields of a Workflow that decide how a run ends; the whole Workflow may have 1 MB."""
 
     name: str
     phase: str
@@ -93,12 +94,12 @@ def tag_failed_runs(api: KubernetesApi) -> None:
         if not is_cancelled(workflow):
             tag_error(End(succeeded=False, errors=step_errors(workflow, api.log_tail)), metadata["labels"]["pipeline/runid"], replace=False)
         if STORED_LABEL in metadata["labels"]:
-            api.label_workflow(metadata["name"], TAGGED_LABEL, "true")
+            api.label_workflow(metadata["name"], TAGGED_LABEL)
 
 
 def send_what_mlflow_lacks(runs: Sequence[FoundRun]) -> None:
     """Send what MLflow lacks of runs and sweeps that are marked below the storage roots of these runs."""
-    roots = {storage_root_of(uri) for run in runs if (uri := run.tags.get(RUN_URI_TAG) or run.tags.get("iddpm.ablation_uri"))}
+    roots = {storage_root_of(uri) for run in runs if (uri := run.tags.get(RUN_URI_TAG) or run.tags.get(ABLATION_URI_TAG))}
     for root in sorted(roots):
         try:
             marks = read_marks(root)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from components.cluster.failures import in_one_sentence, step_errors
 from components.steps.mlflow_sync import update_mlflow, update_open_run
 from components.steps.run_messages import End, tell_end, training_numbers
-from components.steps.runs import RESULT, identify
+from components.steps.runs import identify
+from evaluation.records.run_directory import RESULT
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
@@ -162,7 +163,8 @@ def _has_result(run: FoundRun) -> bool:
 
 def find_data(experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
     """Return the URI of an experiment's data set: `data_uri`, or else its default place; empty if nothing is there."""
+    from training.data.format.manifest import MANIFEST
     from training.data.splits import default_data_uri
 
     uri = data_uri or default_data_uri(experiment.data, storage_root_uri)
-    return uri if storage.exists(storage.join(uri, "train", "manifest.json")) else ""
+    return uri if storage.exists(storage.join(uri, "train", MANIFEST)) else ""

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from components.ablations.directory import Plan, ablation_uri, experiment_of, loop_item, read_plan
-from components.ablations.tracking import ORDER_METRIC, TrialTracking, open_parent
+from components.ablations.tracking import ORDER_METRIC, open_parent, open_trial
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import record_uri
 from pipelines.cli.paper.reproduce import beside_the_paper
@@ -145,7 +145,7 @@ def test_mlflow_groups_the_seeds_of_a_setting_by_a_tag() -> None:
     values = {trial.label: dict(trial.values) for trial in request.trials()}
     plan = Plan(request=request, items=[], parent_run_id=parent.run_id, parent_url=parent.url, tracking=name, values=values)
     for trial in request.trials():
-        assert TrialTracking(plan, trial.label, trial, "", seed=trial.seed).close("FINISHED")
+        assert open_trial(plan, trial.label, trial, "", seed=trial.seed).finish("FINISHED")
     client = connect()
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None

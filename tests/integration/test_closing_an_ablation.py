@@ -11,7 +11,7 @@ import pytest
 from components.ablations.close import finish_ablation, update_ablation
 from components.ablations.directory import PLAN, Plan, ablation_uri
 from components.ablations.steps import measure_joint, train_trial
-from components.ablations.tracking import TrialTracking, open_parent
+from components.ablations.tracking import finish_trial, open_parent, open_trial
 from components.reaper.mlflow_runs import send_what_mlflow_lacks
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import TrialRecord, record_uri
@@ -21,7 +21,7 @@ from training.config.errors import UserError
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.published import digits
 from training.tracking import client as mlflow_client
-from training.tracking.runs import PIPELINE_RUN_TAG, FoundRun, attach, close_open_run, open_run, open_runs
+from training.tracking.runs import PIPELINE_RUN_TAG, FoundRun, TrackedRun, attach, close_open_run, open_run, open_runs
 
 _GRID = AblationRequest(name="own-grid", scale="tiny", preset="digits-tiny-hybrid-cosine", grid={"diffusion.vlb_weight": [0.001, 0.01]})
 
@@ -56,7 +56,7 @@ def test_a_trial_whose_record_mlflow_missed_is_sent_and_one_without_a_record_is_
     root, pipeline = str(tmp_path), str(uuid.uuid4())
     plan = _planned(root)
     uri = ablation_uri(plan.request, root)
-    measured, killed = (TrialTracking(plan, trial.label, trial, pipeline) for trial in plan.request.trials())
+    measured, killed = (open_trial(plan, trial.label, trial, pipeline) for trial in plan.request.trials())
     _measured(plan, uri, measured.run_id)
     page_uri = finish_ablation("FAILED", pipeline, plan.request, root, str(tmp_path / "page.html"))
     assert storage.exists(page_uri)
@@ -69,8 +69,8 @@ def test_the_report_and_the_records_that_mlflow_was_away_for_are_sent_by_the_rea
 ) -> None:
     plan = _planned(str(tmp_path))
     plan_uri, trial = ablation_uri(plan.request, str(tmp_path)), plan.request.trials()[0]
-    measured = TrialTracking(plan, trial.label, trial, "pipeline-1")
-    measured.close("FINISHED")  # as the reaper closes a run whose Workflow has succeeded
+    measured = open_trial(plan, trial.label, trial, "pipeline-1")
+    measured.finish("FINISHED")  # as the reaper closes a run whose Workflow has succeeded
     _measured(plan, plan_uri, measured.run_id)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setattr(mlflow_client, "RETRY_SECONDS", 0.0)
@@ -88,7 +88,7 @@ def test_the_report_and_the_records_that_mlflow_was_away_for_are_sent_by_the_rea
 def test_a_sweep_that_was_cancelled_is_not_shown_as_failed(services: Any, tmp_path: Path) -> None:
     root, pipeline = str(tmp_path), str(uuid.uuid4())
     plan = _planned(root)
-    killed = TrialTracking(plan, plan.request.trials()[0].label, plan.request.trials()[0], pipeline)
+    killed = open_trial(plan, plan.request.trials()[0].label, plan.request.trials()[0], pipeline)
     finish_ablation("CANCELLED", pipeline, plan.request, root, str(tmp_path / "page.html"))
     assert (_status(killed.run_id), _status(plan.parent_run_id)) == ("KILLED", "KILLED")
 
@@ -96,7 +96,7 @@ def test_a_sweep_that_was_cancelled_is_not_shown_as_failed(services: Any, tmp_pa
 def test_an_ablation_here_that_is_stopped_leaves_no_run_open_even_if_its_processes_died(services: Any, tmp_path: Path) -> None:
     plan = _planned(str(tmp_path))
     trial = plan.request.trials()[0]
-    died = TrialTracking(plan, trial.label, trial, "")
+    died = open_trial(plan, trial.label, trial, "")
     training = open_run(
         run_key=uuid.uuid4().hex, experiment_name=plan.tracking, run_name="training", tags={}, params={}, parent_run_id=died.run_id
     )
@@ -120,10 +120,10 @@ def test_after_failed_trials_have_run_again_mlflow_has_the_new_numbers(services:
     def metrics(run_id: str) -> dict[str, float]:
         return dict(mlflow_client.connect().get_run(run_id).data.metrics)
 
-    def measure(number: int, score: float) -> TrialTracking:
-        tracking = TrialTracking(plan, trials[number].label, trials[number], "pipeline-1")
-        assert tracking.finish(_measured(plan, uri, tracking.run_id, number=number, score=score))
-        return tracking
+    def measure(number: int, score: float) -> TrackedRun:
+        tracked = open_trial(plan, trials[number].label, trials[number], "pipeline-1")
+        assert finish_trial(tracked, _measured(plan, uri, tracked.run_id, number=number, score=score))
+        return tracked
 
     first = measure(0, 9.0)
     assert update_ablation(uri)

@@ -9,7 +9,7 @@ from typing import Any
 from components.ablations.close import finish_ablation
 from components.ablations.directory import PLAN, Plan, ablation_uri
 from components.ablations.steps import train_trial
-from components.ablations.tracking import TrialTracking, open_parent
+from components.ablations.tracking import finish_trial, open_parent, open_trial
 from components.steps.close import End, close_runs
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import TrialRecord, record_uri
@@ -53,7 +53,7 @@ def _sweep(experiment: str, root: str, pipeline: str) -> None:
             measures={"history": {"points": points}},
         )
         storage.write_json(record_uri(uri, trial.label), record.to_dict())
-        TrialTracking(plan, trial.label, trial, pipeline).finish(record)
+        finish_trial(open_trial(plan, trial.label, trial, pipeline), record)
     finish_ablation("COMPLETE", pipeline, request, root, f"{root}/page.html")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from training.config.addresses import contains_password
-from training.config.errors import UserError
+from training.config.errors import UserError, in_one_line
 from training.console import format_duration, say
 from training.storage.errors import StorageError
 from training.storage.retry import OUTAGE_SECONDS, retry
@@ -124,9 +124,9 @@ def is_local(error: BaseException) -> bool:
     return isinstance(error, OSError) and not isinstance(error, RequestException | ConnectionError | TimeoutError)
 
 
-def in_one_line(error: BaseException) -> str:
+def shortened(error: BaseException) -> str:
     """Return an error's text as one line of about 300 characters: its beginning, and its end, where a library puts the cause."""
-    text = " ".join(str(error).split())
+    text = in_one_line(error)
     return text if len(text) <= 300 else f"{text[:120]} ... {text[-180:]}"
 
 
@@ -134,15 +134,17 @@ def wait_for_mlflow() -> None:
     """Wait for up to ten minutes until MLflow answers, for a step that can't do without; only in a cluster, where nobody repeats it."""
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         message = f"MLflow at {tracking_uri()} does not answer; this step needs it and waits for it for up to ten minutes"
-        request(lambda: connect().search_experiments(max_results=1), seconds=OUTAGE_SECONDS, report=lambda line: say(message))
+        request(lambda: connect().search_experiments(max_results=1), seconds=OUTAGE_SECONDS, report=lambda error: say(message))
 
 
-def request(action: Callable[[], _Result], *, seconds: float | None = None, report: Callable[[str], None] = lambda line: None) -> _Result:
+def request(
+    action: Callable[[], _Result], *, seconds: float | None = None, report: Callable[[BaseException], None] = lambda error: None
+) -> _Result:
     """Do a request now and return its answer; repeat it while the server is away, and say so after some seconds.
 
     Args:
         seconds: Seconds for which it is repeated; None is `RETRY_SECONDS`.
-        report: Receives one line at the first failure.
+        report: Gets the first failure.
 
     Raises:
         TrackingError: The server refuses or does not answer, or this machine fails.
@@ -164,15 +166,15 @@ def request(action: Callable[[], _Result], *, seconds: float | None = None, repo
         raise
     except Exception as error:
         if is_local(error):
-            raise TrackingError(f"a request to MLflow at {tracking_uri()} failed on this machine: {in_one_line(error)}") from error
+            raise TrackingError(f"a request to MLflow at {tracking_uri()} failed on this machine: {shortened(error)}") from error
         if not is_transient(error):
             is_unknown = getattr(error, "error_code", "") == "UNAUTHENTICATED"
             remedy = (
                 "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, on a cluster in Secret iddpm-mlflow, without a line break at "
                 "the end of a value"
             )
-            raise TrackingError(f"MLflow at {tracking_uri()} refused: {in_one_line(error)}{remedy if is_unknown else ''}") from error
-        text = in_one_line(error)
+            raise TrackingError(f"MLflow at {tracking_uri()} refused: {shortened(error)}{remedy if is_unknown else ''}") from error
+        text = shortened(error)
         if found := _ERROR_STATUS.search(str(error)):
             raise TrackingError(
                 f"MLflow at {tracking_uri()} answers with error {found[1]}; its log has the reason (the local one's is mlflow.log in the "

@@ -113,7 +113,7 @@ class MetricsFile:
             self._unsaved += json.dumps({"step": line.step, "time": line.milliseconds, "values": {}, "rollback": True}).encode() + b"\n"
 
     def _forget_after(self, step: int) -> bool:
-        """Take the values of the steps after `step` for abandoned; return True if there are any."""
+        """Mark the values of steps after `step` as abandoned; return True if there are any."""
         found = False
         for key, steps in self._steps.items():
             later = {at for at in steps if at > step}

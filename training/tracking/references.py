@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.tracking.client import connect, request
-from training.tracking.runs import RUN_KEY_TAG, RUN_URI_TAG, all_pages
+from training.tracking.runs import IS_OURS, RUN_KEY_TAG, RUN_URI_TAG, all_pages, experiment_ids
 
 ABLATION_URI_TAG = "iddpm.ablation_uri"
 TUNING_URI_TAG = "iddpm.tuning_uri"
@@ -43,11 +43,10 @@ def read_records() -> Records:
     client = connect()
 
     def read() -> Records:
-        experiments = [each.experiment_id for each in all_pages(client.search_experiments, view_type=ViewType.ALL)]
+        experiments = experiment_ids(client, view_type=ViewType.ALL)
         runs: list[Any] = []
         if experiments:
-            is_ours = f"tags.`{RUN_KEY_TAG}` LIKE '_%'"
-            runs = all_pages(client.search_runs, experiment_ids=experiments, filter_string=is_ours, run_view_type=ViewType.ALL)
+            runs = all_pages(client.search_runs, experiment_ids=experiments, filter_string=IS_OURS, run_view_type=ViewType.ALL)
         versions = all_pages(client.search_model_versions)
         texts = (text for version in versions for text in (version.source, *version.tags.values()) if text)
         return Records(tuple(map(_recorded, runs)), tuple(texts))

@@ -46,8 +46,8 @@ class RegisteredModel:
 def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
     """Register a checkpoint, or find it registered, and return it with its version; it becomes the champion if it is the best so far.
 
-    `mlflow.pyfunc.load_model` loads a version by a directory in the run's, `mlflow/<step>-<weights>`, which names the checkpoint. Of a run
-    on disk it is among MLflow's artifacts instead: an MLflow server refuses versions in a directory that it does not own.
+    A version is a small directory that names the checkpoint, for `mlflow.pyfunc.load_model`: `<run>/mlflow/<step>-<weights>` in S3. If the
+    run is on disk, the directory is among MLflow's artifacts, as an MLflow server refuses versions in a directory that it does not own.
     """
     client, name = connect(), model.name
     tags = {f"iddpm.{key}": str(getattr(model, key)) for key in _TAGS}

@@ -7,9 +7,10 @@ Everything is addressed by run id through `MlflowClient`. MLflow's "active run" 
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,6 +38,8 @@ TRIAL_TAG = "iddpm.trial"
 """Tag of a sweep's trial, and of a training that is one: the trial's label."""
 ERROR_TAG = "iddpm.error"
 """Tag of a failed MLflow run: the failed steps of its pipeline, and their last errors."""
+IS_OURS = f"tags.`{RUN_KEY_TAG}` LIKE '_%'"
+"""The condition of a search that finds this project's runs; those of KFP's own plugin have no key."""
 _PAGE = 500
 _KEY = re.compile(r"([^/]+-)?[0-9a-f]{10}(-[0-9]+)?")
 """A run's key, or its end. A training that was done again (`iddpm retry --from train`) has a number after the digits."""
@@ -187,21 +190,10 @@ def latest_runs(count: int) -> list[FoundRun]:
 def _search(condition: str, *, count: int | None = None) -> list[FoundRun]:
     """Return the runs of this project that meet a condition, the latest first; only they leave the server."""
     client = connect()
-    is_ours = f"tags.`{RUN_KEY_TAG}` LIKE '_%'"  # those of KFP's own plugin have no key
-    search: dict[str, Any] = {
-        "filter_string": f"{is_ours} and {condition}" if condition else is_ours,
-        "order_by": ["attributes.start_time DESC"],
-    }
 
     def find() -> list[FoundRun]:
-        experiments = [each.experiment_id for each in all_pages(client.search_experiments)]
-        if not experiments:
-            return []
-        if count is None:
-            runs = all_pages(client.search_runs, experiment_ids=experiments, **search)
-        else:
-            runs = client.search_runs(experiments, max_results=count, **search)
-        return [FoundRun(run.info.run_id, run.data.tags[RUN_KEY_TAG], dict(run.data.tags)) for run in runs]
+        found = (run for page in run_pages(client, condition, experiment_ids(client), size=count or _PAGE) for run in page)
+        return [FoundRun(run.info.run_id, run.data.tags[RUN_KEY_TAG], dict(run.data.tags)) for run in itertools.islice(found, count)]
 
     return request(find)
 
@@ -317,13 +309,29 @@ def _find(client: MlflowClient, experiment_id: str, run_key: str) -> Run | None:
     return runs[0] if runs else None
 
 
+def run_pages(client: MlflowClient, condition: str, experiments: Sequence[str], *, size: int) -> Iterator[Sequence[Run]]:
+    """Yield pages of this project's runs in those experiments that meet a condition (empty: all), the latest first."""
+    if experiments:
+        wanted = f"{IS_OURS} and {condition}" if condition else IS_OURS
+        search = {"experiment_ids": experiments, "filter_string": wanted, "order_by": ["attributes.start_time DESC"]}
+        yield from _pages(client.search_runs, size=size, **search)
+
+
+def experiment_ids(client: MlflowClient, **arguments: Any) -> list[str]:
+    """Return the ids of all experiments that a search with these arguments finds."""
+    return [each.experiment_id for each in all_pages(client.search_experiments, **arguments)]
+
+
 def all_pages(search: Callable[..., Any], **arguments: Any) -> list[Any]:
     """Return the results of all pages of one of the client's searches."""
-    found: list[Any] = []
+    return [each for page in _pages(search, size=_PAGE, **arguments) for each in page]
+
+
+def _pages(search: Callable[..., Any], *, size: int, **arguments: Any) -> Iterator[Any]:
     token = None
     while True:
-        page = search(**arguments, max_results=_PAGE, page_token=token)
-        found += page
+        page = search(**arguments, max_results=size, page_token=token)
+        yield page
         token = page.token
         if not token:
-            return found
+            return

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from training.console import say
 from training.storage.errors import StorageError
-from training.tracking.client import in_one_line, is_local, is_transient
+from training.tracking.client import is_local, is_transient, shortened
 
 _CAPACITY = 512
 _MAX_PAUSE_SECONDS = 30.0
@@ -22,7 +22,7 @@ _FAILURES_OF_FILE = 5
 
 
 class BackgroundSender:
-    """A queue of requests with one daemon thread, which ends when there was none for a minute.
+    """A queue of requests, and a daemon thread that sends them; the thread ends after a minute without one.
 
     A request is repeated until it succeeds, can't succeed or the process ends, so it must be harmless to repeat. A file that fails while
     MLflow answers is given up after some attempts: what MLflow keeps files in may be full for days, and numbers and status must not wait
@@ -105,7 +105,7 @@ class BackgroundSender:
                 error = state.outcome.exception()
                 server = "the run's directory" if isinstance(error, StorageError) else "MLflow"
                 kept = "memory" if isinstance(error, StorageError) else self._kept_in
-                reason = in_one_line(error or Exception())
+                reason = shortened(error or Exception())
                 say(f"{server} does not answer; work goes on, the numbers are kept in {kept} and sent once it answers ({reason})")
             return num_failures_of_file >= _FAILURES_OF_FILE
 
@@ -120,12 +120,12 @@ class BackgroundSender:
             retrying(send)
         except Exception as error:  # no exception of a client library may end training
             if is_transient(error):
-                say(f"MLflow answers, but does not take {name}; the next step or the same command sends it ({in_one_line(error)})")
+                say(f"MLflow answers, but does not take {name}; the next step or the same command sends it ({shortened(error)})")
             elif not is_local(error):
-                say(f"MLflow refused {name}: {in_one_line(error)}")
+                say(f"MLflow refused {name}: {shortened(error)}")
             elif name not in self._failed:  # metrics come again and again
                 self._failed.add(name)
-                say(f"work goes on, but {name} can't be sent to MLflow: {in_one_line(error)}")
+                say(f"work goes on, but {name} can't be sent to MLflow: {shortened(error)}")
         else:
             self._failed.discard(name)
             if is_away:

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 
 from training.console import say
 from training.storage import is_s3, join
-from training.tracking.client import TrackingError, in_one_line, is_transient, public_uri, request
+from training.tracking.client import TrackingError, is_transient, public_uri, request, shortened
 from training.tracking.metrics_file import METRICS, MetricsFile, Point
 from training.tracking.sender import BackgroundSender
 
@@ -266,7 +266,7 @@ class TrackedRun:
             except Exception as error:
                 if is_transient(error):
                     raise
-                refused[in_one_line(error)].append(key)
+                refused[shortened(error)].append(key)
         for reason, keys in refused.items():
             new = sorted(set(keys) - self._refused)  # metrics come again and again, and a deleted run refuses them all
             self._refused.update(new)

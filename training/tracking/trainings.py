@@ -1,14 +1,15 @@
 """The latest trainings as MLflow has them: how far each is, how fast, how good, and what it costs.
 
-MLflow's page of runs has the latest value of each metric, so a look costs one request, and one more for each training that was scored
-since the last look. Of a cluster's runs it costs one for each: MLflow's search knows no OR, and IN for no tag.
+A search of MLflow returns the latest value of each metric. So a look costs one request, and one more for each training that was scored
+since the last look. The trainings of several runs of pipelines cost one request for each: MLflow's search has no OR, and no IN for tags.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,9 @@ from training.tracking.runs import (
     STEP_TAG,
     TRAIN_STEP,
     TRIAL_TAG,
-    all_pages,
+    experiment_ids,
     is_training,
+    run_pages,
 )
 from training.tracking.tracked_run import PARENT_TAG
 
@@ -86,7 +88,7 @@ class LatestTrainings:
     def read(self, count: int) -> list[Training]:
         """Return the latest trainings, that many at most, the latest first."""
         client = connect()
-        return request(lambda: self._read(client, count), seconds=_SECONDS)
+        return request(lambda: self._read(client, experiment_ids(client), count=count), seconds=_SECONDS)
 
     def read_of(self, pipeline_run_ids: Iterable[str]) -> list[Training]:
         """Return all trainings that one of these runs of pipelines was the last to work on: run by run, the latest training first."""
@@ -96,15 +98,15 @@ class LatestTrainings:
         client = connect()
 
         def read() -> list[Training]:
-            experiments = _experiments(client)
-            return [each for condition in conditions for each in self._read(client, None, condition, experiments)]
+            experiments = experiment_ids(client)
+            return [each for condition in conditions for each in self._read(client, experiments, condition)]
 
         return request(read, seconds=_SECONDS)
 
-    def _read(self, client: MlflowClient, count: int | None, condition: str = "", experiments: list[str] | None = None) -> list[Training]:
+    def _read(self, client: MlflowClient, experiments: list[str], condition: str = "", *, count: int | None = None) -> list[Training]:
         found: list[Any] = []
         trials: dict[str, str] = {}
-        for page in _pages(client, condition, _experiments(client) if experiments is None else experiments):
+        for page in itertools.islice(run_pages(client, condition, experiments, size=_PAGE), _MOST_PAGES):
             trials |= {run.info.run_id: run.data.tags[TRIAL_TAG] for run in page if TRIAL_TAG in run.data.tags}
             found += [run for run in page if is_training(run.data.tags)]
             if count is not None and len(found) >= count:
@@ -157,27 +159,6 @@ class LatestTrainings:
             finite = [(float(each.value), int(each.step)) for each in scores if math.isfinite(each.value)]
             self._best[run_id, latest_step] = min(finite, default=(None, None))
         return self._best[run_id, latest_step]
-
-
-def _experiments(client: MlflowClient) -> list[str]:
-    return [each.experiment_id for each in all_pages(client.search_experiments)]
-
-
-def _pages(client: MlflowClient, condition: str, experiments: list[str]) -> Iterator[Any]:
-    """Yield pages of this project's runs that meet a condition, the latest first."""
-    token: str | None = None
-    for _ in range(_MOST_PAGES if experiments else 0):
-        page = client.search_runs(
-            experiments,
-            filter_string=" and ".join(filter(None, (f"tags.`{RUN_KEY_TAG}` LIKE '_%'", condition))),
-            order_by=["attributes.start_time DESC"],
-            max_results=_PAGE,
-            page_token=token,
-        )
-        yield page
-        token = page.token
-        if not token:
-            return
 
 
 def _gpu_share(values: Mapping[str, float]) -> float | None:

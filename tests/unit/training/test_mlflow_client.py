@@ -20,7 +20,7 @@ import requests
 from training.storage import StorageError
 from training.tracking import client
 from training.tracking import sender as sender_module
-from training.tracking.client import TrackingError, connect, in_one_line, is_transient, request
+from training.tracking.client import TrackingError, connect, is_transient, request, shortened
 from training.tracking.metrics_file import METRICS
 from training.tracking.sender import BackgroundSender
 from training.tracking.tracked_run import TrackedRun
@@ -78,13 +78,13 @@ def test_an_answer_that_is_an_error_or_no_mlflows_is_told_from_none(
 
 
 def test_a_long_error_keeps_its_end_which_names_the_cause() -> None:
-    text = in_one_line(
+    text = shortened(
         OSError("HTTPConnectionPool(host='mlflow'):\n" + "x" * 1000 + " (Caused by ResponseError('too many 500 error responses'))")
     )
     assert text.startswith("HTTPConnectionPool(host='mlflow'): xxx")
     assert text.endswith("(Caused by ResponseError('too many 500 error responses'))")
     assert len(text) < 320
-    assert in_one_line(OSError("a\n b")) == "a b"
+    assert shortened(OSError("a\n b")) == "a b"
 
 
 @pytest.mark.parametrize(
