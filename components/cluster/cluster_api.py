@@ -15,6 +15,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config import ConfigException
 
 from components.cluster.kubernetes_api import KubernetesApi
+from training.config.errors import in_one_line
 
 _TIMEOUT = (5.0, 15.0)
 
@@ -107,9 +108,8 @@ def _reason(error: ApiException) -> str:
         message = json.loads(error.body or "")["message"]
     except (ValueError, KeyError, TypeError):
         message = error.reason or "no reason given"
-    return f"{' '.join(str(message).split())[:300]} ({error.status})"
+    return f"{in_one_line(message, 300)} ({error.status})"
 
 
 def _no_answer(error: BaseException) -> str:
-    cause: Any = getattr(error, "reason", None) or error
-    return " ".join(str(cause).split())[:300] or type(error).__name__
+    return in_one_line(getattr(error, "reason", None) or error, 300) or type(error).__name__

@@ -8,6 +8,7 @@ from pathlib import Path
 from kubernetes import client, config
 
 from components.cluster.proxies import ProxySettingsError, proxy_for
+from training.config.errors import in_one_line
 
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -55,9 +56,9 @@ def connect() -> client.ApiClient:
 
 
 def _no_cluster(error: Exception) -> KubernetesError:
-    reason = " ".join(str(error).split())[:300]
     return KubernetesError(
-        f"no cluster is known here: {reason}; set KUBECONFIG, or run the step in a pod of the cluster (ray_mode local needs none)"
+        f"no cluster is known here: {in_one_line(error, 300)}; set KUBECONFIG, or run the step in a pod of the cluster "
+        "(ray_mode local needs none)"
     )
 
 

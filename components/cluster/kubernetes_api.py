@@ -20,6 +20,7 @@ from kubernetes.client.exceptions import ApiException
 
 from components.cluster.connection import KubernetesAwayError, KubernetesError, connect, in_cluster
 from components.cluster.names import GROUP, PLURAL, VERSION
+from training.config.errors import in_one_line
 from training.console import format_duration, say
 from training.storage.retry import retry
 
@@ -78,16 +79,16 @@ class KubernetesApi:
         """Yield the Workflows with these labels, a page in memory at a time: each has 0.1 to 1 MB."""
         return self._list("list Workflows", _WORKFLOWS, selector, required=True)
 
-    def label_workflow(self, name: str, label: str, value: str) -> None:
-        """Set a label of a Workflow; do nothing if the Workflow is gone."""
+    def label_workflow(self, name: str, label: str) -> None:
+        """Set a label of a Workflow to "true"; do nothing if the Workflow is gone."""
 
         def patch(api: client.ApiClient) -> Any:
-            body = {"metadata": {"labels": {label: value}}}
+            body = {"metadata": {"labels": {label: "true"}}}
             return client.CustomObjectsApi(api).patch_namespaced_custom_object(
                 *self._path(_WORKFLOWS), name, body, _request_timeout=_TIMEOUT
             )
 
-        self._call(f"label Workflow {name}", lambda api: _or_none(lambda: patch(api)))
+        self._call(f"label Workflow {name}", _none_for(patch, 404))
 
     # -- Kueue ---------------------------------------------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ class KubernetesApi:
         except KubernetesError:
             return []
         return [
-            f"queue: {' '.join(condition['message'].split())[:300]}"
+            f"queue: {in_one_line(condition['message'], 300)}"
             for workload in workloads
             for condition in (workload.get("status") or {}).get("conditions") or ()
             if condition["status"] == "False" and condition.get("message")
@@ -132,7 +133,7 @@ class KubernetesApi:
                 _request_timeout=_TIMEOUT,
             )
 
-        group = self._call("look for Kueue", lambda api: _or_none(lambda: read(api)))
+        group = self._call("look for Kueue", _none_for(read, 404))
         return str(group["preferredVersion"]["version"]) if group else ""
 
     # -- RayJobs -------------------------------------------------------------------------------------------------------
@@ -153,34 +154,24 @@ class KubernetesApi:
                     *self._path(_RAYJOBS), manifest, _request_timeout=_TIMEOUT
                 )
             except ApiException as error:
-                if error.status == 409:
-                    return None
                 if error.status == 404:
                     raise KubernetesError(
                         f"the cluster has no {PLURAL}.{GROUP}, or no namespace {self.namespace}; install KubeRay's operator (k8s/README.md)"
                     ) from error
                 raise
 
-        created: dict[str, Any] | None = self._call(f"create RayJob {manifest['metadata']['name']}", create)
+        created: dict[str, Any] | None = self._call(f"create RayJob {manifest['metadata']['name']}", _none_for(create, 409))
         return created
 
     def delete_rayjob(self, name: str, uid: str) -> None:
         """Delete the RayJob of that name and uid; do nothing if it is gone, or if another has the name."""
 
-        def delete(api: client.ApiClient) -> None:
-            try:
-                client.CustomObjectsApi(api).delete_namespaced_custom_object(
-                    *self._path(_RAYJOBS), name, body=_delete_options(uid), _request_timeout=_TIMEOUT
-                )
-            except ApiException as error:
-                if error.status not in (404, 409):
-                    raise
+        def delete(api: client.ApiClient) -> Any:
+            return client.CustomObjectsApi(api).delete_namespaced_custom_object(
+                *self._path(_RAYJOBS), name, body=_delete_options(uid), _request_timeout=_TIMEOUT
+            )
 
-        self._call(f"delete RayJob {name}", delete)
-
-    def quick_requests(self, rayjob: str) -> QuickRequests:
-        """Prepare the requests that a signal handler sends when no time is left."""
-        return QuickRequests(self.namespace, rayjob)
+        self._call(f"delete RayJob {name}", _none_for(delete, 404, 409))
 
     # -- pods ----------------------------------------------------------------------------------------------------------
 
@@ -192,7 +183,7 @@ class KubernetesApi:
                 client.CoreV1Api(api).read_namespaced_pod(name, self.namespace, _request_timeout=_TIMEOUT)
             )
 
-        return self._call(f"read pod {name}", lambda api: _or_none(lambda: read(api)))
+        return self._call(f"read pod {name}", _none_for(read, 404))
 
     def pods(self, selector: str) -> list[dict[str, Any]]:
         """Return the pods with these labels."""
@@ -231,13 +222,11 @@ class KubernetesApi:
                 _request_timeout=(5.0, 300.0),
             )
             rest = b""
-            try:
+            with contextlib.closing(response):
                 for piece in response.stream(4096):
                     *lines, rest = (rest + piece).split(b"\n")
                     for line in lines:
                         yield line.decode(errors="replace")
-            finally:
-                response.close()
         except (ApiException, *_NO_ANSWER) as error:
             raise KubernetesError(f"the log of pod {pod} broke off: {type(error).__name__}") from error
         if rest:
@@ -253,7 +242,7 @@ class KubernetesApi:
         def read(api: client.ApiClient) -> Any:
             return client.CustomObjectsApi(api).get_namespaced_custom_object(*self._path(kind), name, _request_timeout=_TIMEOUT)
 
-        return self._call(what, lambda api: _or_none(lambda: read(api)))
+        return self._call(what, _none_for(read, 404))
 
     def _list(self, what: str, kind: tuple[str, str, str], selector: str, *, required: bool = False) -> Iterator[dict[str, Any]]:
         token = ""
@@ -264,7 +253,7 @@ class KubernetesApi:
             )
 
         while True:
-            found = self._call(what, read if required else lambda api: _or_none(lambda: read(api)))
+            found = self._call(what, read if required else _none_for(read, 404))
             yield from found["items"] if found else ()
             token = ((found or {}).get("metadata") or {}).get("continue") or ""
             if not token:
@@ -278,12 +267,14 @@ class KubernetesApi:
                 pause_seconds=self._first_pause,
                 max_pause_seconds=_LONGEST_PAUSE,
                 is_transient=_may_pass,
-                report=lambda text: say(f"the Kubernetes API did not {what}: {_in_one_line(text)}"),
+                report=lambda error: say(
+                    f"the Kubernetes API did not {what}: {_answer(error)}; trying again for {format_duration(self._patience)}"
+                ),
             )
         except (ApiException, *_NO_ANSWER) as error:
             if not _may_pass(error):
                 raise KubernetesError(_refusal(what, self.namespace, error)) from error
-            answer = f"it answered {error.status}: {_words(error)}" if isinstance(error, ApiException) else type(error).__name__
+            answer = _answer(error) if isinstance(error, ApiException) else type(error).__name__
             raise KubernetesAwayError(f"the Kubernetes API did not {what} for {format_duration(self._patience)} ({answer})") from error
 
     def _send(self, send: Callable[[client.ApiClient], T]) -> T:
@@ -342,34 +333,30 @@ def _delete_options(uid: str) -> client.V1DeleteOptions:
     return client.V1DeleteOptions(propagation_policy="Background", preconditions=client.V1Preconditions(uid=uid))
 
 
-def _or_none(read: Callable[[], T]) -> T | None:
-    try:
-        return read()
-    except ApiException as error:
-        if error.status == 404:
-            return None
-        raise
+def _none_for(send: Callable[[client.ApiClient], T], *statuses: int) -> Callable[[client.ApiClient], T | None]:
+    """Return a request that returns None where the answer has one of these statuses."""
+
+    def send_it(api: client.ApiClient) -> T | None:
+        try:
+            return send(api)
+        except ApiException as error:
+            if error.status in statuses:
+                return None
+            raise
+
+    return send_it
 
 
-def _in_one_line(text: str) -> str:
-    """Shorten the words of an `ApiException` in a text, which have the whole answer in them, to the status and the server's own words."""
-    error, _, answer = text.partition("HTTP response headers:")
-    if answer:
-        answer, separator, rest = answer.rpartition("; trying")
-        words = _message(answer.partition("HTTP response body:")[2])
-        text = f"{error.rstrip()}{words and f': {words}'}{separator}{rest}"
-    return " ".join(text.split())
+def _answer(error: BaseException) -> str:
+    return f"it answered {error.status}: {_words(error)}" if isinstance(error, ApiException) else in_one_line(error)
 
 
-def _message(body: str) -> str:
-    """Return the server's words in the body of an answer; empty if it has none, such as a proxy's page."""
-    with contextlib.suppress(ValueError, AttributeError):
-        return " ".join(str(json.loads(body).get("message") or "").split())[:500]
-    return ""
-
-
-def _words(error: Any) -> str:
-    return _message(str(error.body)) or " ".join(str(error.body or error.reason).split())[:500]
+def _words(error: ApiException) -> str:
+    """Return the server's words, or where it has none, as a proxy with a page of its own, the beginning of its answer."""
+    message = ""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        message = json.loads(error.body or "").get("message")
+    return in_one_line(message or error.body or error.reason, 500)
 
 
 def _refusal(what: str, namespace: str, error: Any) -> str:

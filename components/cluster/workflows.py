@@ -80,7 +80,10 @@ def last_start(workflow: Mapping[str, Any]) -> str:
 
 
 def pipeline_of(workflow: Mapping[str, Any]) -> str:
-    """Return the pipeline's name, which its drivers are given (a Workflow's own is that of a schedule); empty for another's."""
+    """Return the name of the pipeline, as KFP gives it to the run's drivers; empty for a Workflow that KFP did not make.
+
+    The Workflow's own name does not tell it: that of a scheduled run has the name of its schedule.
+    """
     for template in (workflow.get("spec") or {}).get("templates") or ():
         args = (template.get("container") or {}).get("args") or ()
         if "--pipeline_name" in args:

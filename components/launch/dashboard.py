@@ -29,7 +29,7 @@ from components.launch.rayjob.status import is_lost_driver
 from components.launch.repeat import LostError
 from components.launch.step import Step
 from training import storage
-from training.config.errors import UserError
+from training.config.errors import UserError, in_one_line
 from training.console import format_duration, say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
 from training.storage.retry import retry
@@ -46,6 +46,8 @@ _PATIENCE_SECONDS = 900.0
 _SECONDS_BETWEEN_TRIES = 5.0
 _CHARACTERS_PER_SECOND = 100_000
 _TRIES_FOR_LAST_LINES = 3
+_LONGEST = 400
+"""Characters of a message of Ray."""
 
 
 class RayJobsError(RuntimeError):
@@ -56,7 +58,7 @@ class _RefusalError(RuntimeError):
     """The dashboard answered with an error."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"it answered {status}: {_line(text) or 'nothing more'}")
+        super().__init__(f"it answered {status}: {in_one_line(text, _LONGEST) or 'nothing more'}")
         self.status = status
 
 
@@ -134,9 +136,10 @@ def _connect(address: str) -> _Dashboard:
     except RayJobsError:
         raise
     except (ValueError, KeyError) as error:  # a malformed address, or an answer that is not JSON
-        raise UserError(f"ray_address {address!r} is no Ray dashboard, like http://HEAD:8265: {_line(error)}") from error
+        raise UserError(f"ray_address {address!r} is no Ray dashboard, like http://HEAD:8265: {in_one_line(error, _LONGEST)}") from error
     except (RuntimeError, OSError) as error:
-        raise RayJobsError(f"no Ray dashboard answers at {address}: {_line(error)}; is it the head's port 8265, seen from here?") from error
+        reason = in_one_line(error, _LONGEST)
+        raise RayJobsError(f"no Ray dashboard answers at {address}: {reason}; is it the head's port 8265, seen from here?") from error
 
 
 def _attach_or_submit(client: _Dashboard, name: str, call: Call, job: _Job, stop: StopFlag, owner: str) -> None:
@@ -209,7 +212,7 @@ def _follow(client: _Dashboard, job: _Job, pace: Pace) -> None:
         return
     if not status:
         raise LostError(f"Ray job {name} is gone: the cluster was restarted, or the job was deleted")
-    message = _line(_retry(lambda: client.get_job_info(name).message or ""))
+    message = in_one_line(_retry(lambda: client.get_job_info(name).message or ""), _LONGEST)
     failure = f"Ray job {name} ended as {status}: {message}; its last lines say why"
     if is_lost_driver(message):
         raise LostError(failure)
@@ -268,7 +271,7 @@ def _retry(request: Callable[[], T]) -> T:
         if not _may_pass(error):
             raise RayJobsError(f"the Ray dashboard refuses: {error}") from error
         patience = format_duration(_PATIENCE_SECONDS)
-        raise RayJobsError(f"the Ray cluster has not answered for {patience}: {_line(error)}; its job may go on") from error
+        raise RayJobsError(f"the Ray cluster has not answered for {patience}: {in_one_line(error, _LONGEST)}; its job may go on") from error
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -294,7 +297,3 @@ def _stop(client: _Dashboard, job: str) -> None:
             client.stop_job(job)
             return
         time.sleep(0.1)
-
-
-def _line(error: object) -> str:
-    return " ".join(str(error).split())[:400]

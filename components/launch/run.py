@@ -28,6 +28,10 @@ _POLL_SECONDS = 0.2
 def run_step(step: Step, arguments: Mapping[str, Any], resources: str) -> Any:
     """Run a step of a pipeline, and return what it returns.
 
+    With `ray_mode` "local", Ray starts in this process's pod or machine where it is needed, and ends with the step. With "rayjob"
+    KubeRay makes a cluster for the step. "address" takes a standing cluster with the same image and storage. By a dashboard's address
+    (http://HEAD:8265) the step is submitted as a job; "auto" or the cluster's own address are for a process on one of its nodes.
+
     Args:
         arguments: Its arguments, by name, without `resources`.
         resources: Resources of its stage, as text of the form; see `components.launch.resources.read_resources`.
@@ -35,24 +39,11 @@ def run_step(step: Step, arguments: Mapping[str, Any], resources: str) -> Any:
     Raises:
         UserError: The resources, or the arguments, do not fit.
     """
-    return run_with(step, arguments, read_resources(resources, stage=step.stage))
-
-
-def run_with(step: Step, arguments: Mapping[str, Any], resources: StageResources) -> Any:
-    """Run a step with resources that were read before, and return what it returns.
-
-    With `ray_mode` "local", Ray starts in this process's pod or machine where it is needed, and ends with the step. With "rayjob"
-    KubeRay makes a cluster for the step. "address" takes a standing cluster with the same image and storage. By a dashboard's address
-    (http://HEAD:8265) the step is submitted as a job; "auto" or the cluster's own address are for a process on one of its nodes.
-
-    Args:
-        arguments: Its arguments, by name, without `resources`.
-        resources: How the work is spread, and where.
-    """
+    read = read_resources(resources, stage=step.stage)
     if not step.is_parallel:  # one worker, whatever the rest of the stage uses
-        resources = dataclasses.replace(resources, num_workers=1, min_workers=0)
-    arguments = {**arguments, "resources": dataclasses.asdict(resources.work)}
-    return repeat_lost(lambda: _run_once(step, arguments, resources), lambda: call_of(step, arguments).progress())
+        read = dataclasses.replace(read, num_workers=1, min_workers=0)
+    arguments = {**arguments, "resources": dataclasses.asdict(read.work)}
+    return repeat_lost(lambda: _run_once(step, arguments, read), lambda: call_of(step, arguments).progress())
 
 
 def _run_once(step: Step, arguments: Mapping[str, Any], resources: StageResources) -> Any:

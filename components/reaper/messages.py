@@ -37,7 +37,7 @@ _LATEST_SECONDS = 6 * 3600.0
 
 
 class _Live(NamedTuple):
-    """The part of a Workflow that runs which messages need."""
+    """The fields of a running Workflow that messages need."""
 
     run_id: str
     root: str
@@ -90,7 +90,7 @@ def _tell_end(api: KubernetesApi, workflow: Mapping[str, Any], numbers: Numbers)
         if not tell_end(end, run_id, root, name=_name(workflow), numbers=found, needs_record=False):
             return False
     if STORED_LABEL in metadata["labels"] or not is_news:
-        api.label_workflow(metadata["name"], REPORTED_LABEL, "true")
+        api.label_workflow(metadata["name"], REPORTED_LABEL)
     return True
 
 

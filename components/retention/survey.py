@@ -193,7 +193,7 @@ def survey(
     all_files, others = group(root_uri, stored)
     running = named_by(records, running=True)
     named = named_by(records)
-    working = _texts_of_running(records)  # a tag has its pipeline's run
+    working = _texts_of_running(records)  # one of them, a tag, is the id of the pipeline's run
     shown = {run.directory_uri for run in records.runs if run.directory_uri and not run.is_deleted}
     deleted = {run.directory_uri for run in records.runs if run.directory_uri and run.is_deleted} - shown
 

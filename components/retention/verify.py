@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from components.steps.runs import EXPERIMENT
 from training import storage
 from training.checkpoints import checkpoint
-from training.config.errors import UserError
+from training.config.errors import UserError, in_one_line
 from training.config.experiment import Experiment
 from training.data.format.manifest import MANIFEST, read_manifest
 from training.tracking.metrics_file import METRICS
@@ -120,5 +120,5 @@ def _parse(uri: str) -> str:
     except storage.ObjectNotFoundError:
         return ""  # removed since the listing
     except ValueError as error:
-        return f"can't be read ({' '.join(str(error).split())})"
+        return f"can't be read ({in_one_line(error)})"
     return ""

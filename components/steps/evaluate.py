@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from components.launch.logs import step_log_stored
 from components.steps.mlflow_sync import shown_as_running, update_mlflow
 from components.steps.reference import existing_reference, reference_for, stored_extractor_weights
-from components.steps.runs import read_result, storage_root_of
+from components.steps.runs import EXPERIMENT, read_result, storage_root_of
 from components.steps.studies import FINAL
 from evaluation.records.run_directory import EVALUATIONS, REPLACED, SAMPLES, kept_images, replaced_name, result_uri
 from training import storage
@@ -65,7 +65,7 @@ def _evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Ma
     from evaluation.sampling.trained_model import ModelSpec
     from evaluation.selection.final_choice import choose_best
 
-    experiment = read_experiment(storage.join(run_uri, "experiment.json"))
+    experiment = read_experiment(storage.join(run_uri, EXPERIMENT))
     storage_root_uri = storage_root_of(run_uri)
     reference_uri = existing_reference(reference_uri, storage_root_uri, lambda: reference_for(experiment, data_uri, storage_root_uri))
     options = evaluation_options(experiment, storage_root_uri, resources)

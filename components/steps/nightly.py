@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from components.steps.evaluate import evaluation_options
 from components.steps.reference import reference_for
 from components.steps.run_messages import message_of, record_uri
-from components.steps.runs import RESULT
 from components.steps.studies import FINAL
 from components.steps.webhook import send_once
+from evaluation.records.run_directory import RESULT
 from training import storage
 from training.config.addresses import public_links
-from training.config.errors import UserError
+from training.config.errors import UserError, in_one_line
 from training.config.redaction import without_secrets
 from training.console import say
 
@@ -122,7 +122,7 @@ def reporting_failure(model: str, weights: str, storage_root_uri: str, purpose: 
     try:
         yield
     except Exception as error:
-        reason = without_secrets(" ".join(str(error).split()) or type(error).__name__)
+        reason = without_secrets(in_one_line(error) or type(error).__name__)
         message = {
             **message_of("failed", _run_id(purpose), f"nightly: {model} could not be evaluated: {reason}"),
             "errors": {"nightly": reason},

@@ -64,10 +64,10 @@ def write_manifests(data_uri: str, manifest_path: str) -> Data:
     Returns:
         The directory, and the content digest of the training images, which keys the cached results of later steps.
     """
-    from training.data.format.manifest import read_manifest
+    from training.data.format.manifest import MANIFEST, read_manifest
 
     uris = {split: storage.join(data_uri, split) for split in ("train", "test")}
-    manifests = {split: read_manifest(uri) for split, uri in uris.items() if storage.exists(storage.join(uri, "manifest.json"))}
+    manifests = {split: read_manifest(uri) for split, uri in uris.items() if storage.exists(storage.join(uri, MANIFEST))}
     text = json.dumps({split: dataclasses.asdict(found) for split, found in manifests.items()}, indent=2) + "\n"
     storage.write_bytes(manifest_path, text.encode())
     return Data(data_uri, manifests["train"].content_digest)

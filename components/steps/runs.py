@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.records.run_directory import DELETING, TrainingFields
-from evaluation.records.run_directory import RESULT as RESULT
+from evaluation.records.run_directory import DELETING, RESULT, TrainingFields
 from training import storage
 from training.checkpoints.experiment_file import read_experiment
 from training.config.errors import UserError
@@ -67,12 +66,11 @@ def run_directory(experiment: Experiment, data_digest: str, storage_root_uri: st
         forced_by: The pipeline's run that trains again although there is a training; empty takes what is there. A repeat that it
             began, or that another began and did not finish, goes on.
     """
-
     first = _first_key(experiment, data_digest, storage_root_uri)
     uri = storage.join(storage_root_uri, _REPEATS, f"{first}.json")
-    repeat = storage.read_json(uri, _Repeat) if storage.exists(uri) else {}
-    key = repeat.get("key", first)
-    goes_on = repeat and (repeat["pipeline_run_id"] == forced_by or not read_result(_directory(key, storage_root_uri)))
+    repeat = storage.read_record(uri, _Repeat) if storage.exists(uri) else None
+    key = repeat.key if repeat else first
+    goes_on = repeat and (repeat.pipeline_run_id == forced_by or not read_result(_directory(key, storage_root_uri)))
     if forced_by and not goes_on and _is_there(key, storage_root_uri):
         key = f"{first}-{int(key.removeprefix(f'{first}-')) + 1 if repeat else 2}"
     return key, _directory(key, storage_root_uri)
@@ -145,7 +143,7 @@ def require_not_deleting(directory_uri: str) -> None:
     uri = storage.join(directory_uri, DELETING)
     if not storage.exists(uri):
         return
-    if time.time() - float(storage.read_json(uri, _Deletion)["since"]) < _LONGEST_DELETION_SECONDS:
+    if time.time() - storage.read_record(uri, _Deletion).since < _LONGEST_DELETION_SECONDS:
         raise UserError(f"{directory_uri} is being deleted by `iddpm gc`; start again when that is done, an hour later at the latest")
     storage.delete(uri)
 
@@ -174,7 +172,7 @@ def data_of(run_uri: str) -> str:
 def last_progress(run_uri: str) -> float:
     """Return when a training last logged metrics or began an attempt, in seconds since 1970; 0 where it has done neither."""
     uri = storage.join(run_uri, ATTEMPT)
-    began = storage.read_json(uri, _Attempt)["time"] if storage.exists(uri) else 0
+    began = storage.read_record(uri, _Attempt).time if storage.exists(uri) else 0
     return max(began, last_time(run_uri)) / 1000
 
 

@@ -13,7 +13,6 @@ from components.steps.mlflow_sync import leave_mark, update_mlflow
 from components.steps.reference import existing_reference, stored_extractor_weights
 from components.steps.registry import REFERENCE
 from components.steps.runs import (
-    RESULT,
     Run,
     claim_directory,
     identify,
@@ -22,6 +21,7 @@ from components.steps.runs import (
     require_likelihood_images,
     storage_root_of,
 )
+from evaluation.records.run_directory import RESULT
 from training import storage
 from training.config.addresses import is_cluster_internal
 from training.config.experiment import Experiment, Resources
@@ -253,14 +253,14 @@ def _train(
         say(f"pruned at step {outcome.step:,} of {experiment.optim.num_steps:,}: {pruned}")
         return {}, pruned
     best_step = decision.best_step if decision.best_step is not None else outcome.step
-    best_weights = decision.best_weights or f"ema_{experiment.optim.ema_decays[0]}" if experiment.optim.ema_decays else "model"
+    usual_weights = f"ema_{experiment.optim.ema_decays[0]}" if experiment.optim.ema_decays else "model"
     if outcome.stop_reason:
         say(f"stopped at step {outcome.step:,} of {experiment.optim.num_steps:,}: {outcome.stop_reason}")
     result = {
         "step": outcome.step,
         "stop_reason": outcome.stop_reason,
         "best_step": best_step,
-        "best_weights": best_weights,
+        "best_weights": decision.best_weights or usual_weights,
         "best_score": decision.best_score if decision.best_step is not None else None,
         "best_checkpoint_uri": checkpoint.checkpoint_uri(run_uri, best_step),
         "num_scored": len(history),

@@ -136,10 +136,9 @@ class _Record:
 
 def _stored(record_uri: str) -> dict[str, Any] | None:
     try:
-        record = storage.read_json(record_uri, _Record)
+        return storage.read_json(record_uri, _Record)
     except storage.ObjectNotFoundError:
         return None
-    return record
 
 
 def _text(message: Mapping[str, Any]) -> str:

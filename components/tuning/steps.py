@@ -16,7 +16,7 @@ from evaluation.tuning.record import State, TrialRecord, best_of, read_records, 
 from evaluation.tuning.request import TuneRequest
 from evaluation.tuning.search import Axis, Value
 from training import storage
-from training.config.errors import UserError
+from training.config.errors import UserError, in_one_line
 from training.config.experiment import Experiment, Resources
 from training.console import say
 from training.distributed.cores import available_cores
@@ -155,7 +155,7 @@ def _run_trial(
             train(experiment, label, pruner)
     except (UserError, TrainingError) as error:
         say(f"trial {number} failed: {error}")
-        return TrialRecord(number=number, params=params, state="failed", reason=" ".join(str(error).split()), run_uri=run_uri)
+        return TrialRecord(number=number, params=params, state="failed", reason=in_one_line(error), run_uri=run_uri)
     history, result = comparable(read_history(run_uri), experiment.evaluation), read_result(run_uri)
     scores = smallest_scores(history)
     reason, rungs = pruner.judge(history) if pruner is not None else (None, {})

@@ -35,11 +35,10 @@ from typing import Any
 from perturbed import noisy
 
 from components.steps.nightly import RegressionError, compare_with_history, score_model
-from components.steps.runs import RESULT
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate
 from evaluation.monitoring.nightly import HISTORY, History, judge, read_history, write_history
-from evaluation.records.run_directory import run_uri_of
+from evaluation.records.run_directory import RESULT, run_uri_of
 from evaluation.sampling.trained_model import ModelSpec
 from evaluation.selection.resolve import resolve_model
 from pipelines.compile import load

@@ -410,6 +410,16 @@ class Experiment:
         # The name becomes part of the name of the run's directory.
         require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name)), "name", f"{self.name!r} is not a name like 'my-experiment'")
         require(len(self.name) <= _LONGEST_NAME, "name", f"must have at most {_LONGEST_NAME} characters, got {len(self.name)}")
+        self._require_model_fits_data()
+        require(0 <= self.seed < 2**32, "seed", f"must be in [0, 2^32), got {self.seed}")
+        self._require_sampling_fits_model()
+        require(
+            self.evaluation.likelihood_steps <= self.diffusion.num_timesteps,
+            "evaluation.likelihood_steps",
+            f"{self.evaluation.likelihood_steps} is more than diffusion.num_timesteps ({self.diffusion.num_timesteps})",
+        )
+
+    def _require_model_fits_data(self) -> None:
         factor = 2 ** (len(self.model.channel_mult) - 1)
         require(
             self.data.image_size % factor == 0,
@@ -436,7 +446,8 @@ class Experiment:
             "model.low_res_size",
             f"{self.model.low_res_size} does not divide data.image_size {self.data.image_size}",
         )
-        require(0 <= self.seed < 2**32, "seed", f"must be in [0, 2^32), got {self.seed}")
+
+    def _require_sampling_fits_model(self) -> None:
         reason = "the model was trained with every label" if self.model.class_conditional else "the model has no labels"
         ways = ["train one with model.label_dropout=0.1"] if self.model.class_conditional else []
         for path, sampling, remedies in (
@@ -468,11 +479,6 @@ class Experiment:
             self.evaluation.scoring_sampling.guidance_step == 0,
             "evaluation.scoring_sampling.guidance_step",
             "the first scores in training have no earlier checkpoint; leave it out",
-        )
-        require(
-            self.evaluation.likelihood_steps <= self.diffusion.num_timesteps,
-            "evaluation.likelihood_steps",
-            f"{self.evaluation.likelihood_steps} is more than diffusion.num_timesteps ({self.diffusion.num_timesteps})",
         )
 
     def require_guide(self) -> None:

@@ -37,8 +37,7 @@ class RandomImages:
         generator = torch.Generator().manual_seed(experiment.seed)
         shape = (self.size, data.image_channels, data.image_size, data.image_size)
         self.images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
-        labels = torch.randint(0, data.num_classes, (self.size,), generator=generator).to(device) if data.num_classes else None
-        self.labels = labels
+        self.labels = torch.randint(0, data.num_classes, (self.size,), generator=generator).to(device) if data.num_classes else None
         self.offsets = torch.arange(self.size, device=device)
 
     def batches(

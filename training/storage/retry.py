@@ -33,7 +33,7 @@ def retry(
     pause_seconds: float = 2.0,
     max_pause_seconds: float | None = None,
     is_transient: Callable[[BaseException], bool] = is_transient_storage_error,
-    report: Callable[[str], None] = say,
+    report: Callable[[BaseException], None] | None = None,
 ) -> _Result:
     """Call `action` until it succeeds, its failure is not transient, or the budget is spent.
 
@@ -43,6 +43,7 @@ def retry(
         max_pause_seconds: Where given, each wait is twice the one before, up to this, with a random part so that many clients do
             not come back at once. None waits `pause_seconds` each time.
         is_transient: Returns True for an exception after which waiting helps.
+        report: Gets the first failure; None prints it.
     """
     import tenacity  # imported here, because it imports asyncio, which local paths do not need
 
@@ -55,8 +56,13 @@ def retry(
         return now - first_failure >= seconds
 
     def report_first(state: RetryCallState) -> None:
-        if state.attempt_number == 1 and state.outcome is not None:
-            report(f"{state.outcome.exception()}; trying again for {format_duration(seconds)}")
+        error = state.outcome.exception() if state.outcome is not None else None
+        if state.attempt_number > 1 or error is None:
+            return
+        if report is not None:
+            report(error)
+        else:
+            say(f"{error}; trying again for {format_duration(seconds)}")
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),

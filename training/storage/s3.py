@@ -35,6 +35,7 @@ from botocore.exceptions import (
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_random
 
 from training.config.addresses import contains_password
+from training.config.errors import in_one_line
 from training.storage.errors import ObjectNotFoundError, StorageError, explain_disk_errors
 from training.storage.listing import Stored
 
@@ -235,7 +236,7 @@ def _connect_once(process_id: int, settings: tuple[tuple[str, str], ...]) -> S3C
         raise
     except ValueError as error:
         raise StorageError(
-            f"AWS_ENDPOINT_URL: {_in_one_line(error)}; write it like http://127.0.0.1:8333, with a host's name of letters, digits, "
+            f"AWS_ENDPOINT_URL: {in_one_line(error)}; write it like http://127.0.0.1:8333, with a host's name of letters, digits, "
             "hyphens and dots"
         ) from error
 
@@ -382,14 +383,14 @@ def _explain_errors(uri: str) -> Iterator[None]:
         ) from error
     except CredentialRetrievalError as error:
         raise StorageError(
-            f"{uri}: {_in_one_line(error)}; check the role of this pod or machine",
+            f"{uri}: {in_one_line(error)}; check the role of this pod or machine",
             transient=error.kwargs.get("provider") in _ROLE_PROVIDERS,
         ) from error
     except (BotoCoreError, Boto3Error) as error:
         cause = error.__cause__ or error.__context__
         if isinstance(cause, ClientError):  # s3transfer wraps the answer to a part
             raise _explain_answer(uri, cause) from error
-        raise StorageError(f"{uri}: {_in_one_line(error)}; check the address and the AWS_* variables") from error
+        raise StorageError(f"{uri}: {in_one_line(error)}; check the address and the AWS_* variables") from error
 
 
 def _explain_answer(uri: str, error: ClientError) -> StorageError:
@@ -401,7 +402,7 @@ def _explain_answer(uri: str, error: ClientError) -> StorageError:
     if code in ("NoSuchKey", "404"):
         return ObjectNotFoundError(f"{uri}: there is no such object at {endpoint}")
     status = _status(error)
-    message = _in_one_line(error.response.get("Error", {}).get("Message", ""))
+    message = in_one_line(error.response.get("Error", {}).get("Message", ""))
     answer = " ".join(dict.fromkeys(word for word in (str(status), code, message) if word))
     if code in _OTHER_REGION or status == 301:
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
@@ -427,10 +428,6 @@ def _explain_answer(uri: str, error: ClientError) -> StorageError:
     else:
         remedy = "check the address and AWS_ENDPOINT_URL"
     return StorageError(f"{uri}: S3 at {endpoint} answered {answer}; {remedy}", transient=transient)
-
-
-def _in_one_line(value: object) -> str:
-    return " ".join(str(value).split())
 
 
 def _missing_bucket(bucket: str, endpoint: str) -> StorageError:

@@ -18,7 +18,7 @@ from components.cluster.names import LAUNCH_LABEL, OWNER_LABEL, RUN_LABEL, RUN_U
 from components.cluster.workflows import has_ended
 from components.launch.rayjob.logs import LogFollower
 from components.launch.rayjob.manifest import RayJob, render
-from components.launch.rayjob.status import failure_message, is_live, pod_troubles, read_status, refused_pods, remedy_of
+from components.launch.rayjob.status import Status, failure_message, is_live, pod_troubles, read_status, refused_pods, remedy_of
 from components.launch.repeat import MAX_LOSSES, LostError, repeat_lost
 from training.console import format_duration, say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
@@ -99,7 +99,7 @@ def run_rayjob(
         RayJobError: It failed, was deleted, was lost too often, or KubeRay does not see it or did not end it at its deadline.
         KubernetesError: The API refuses, or is away for too long; a job that was started goes on.
     """
-    ownership, quick = _Ownership(), api.quick_requests(job.name)
+    ownership, quick = _Ownership(), QuickRequests(api.namespace, job.name)
 
     def end_if_over() -> bool:
         if ownership.uid and _is_over(job, quick):
@@ -213,18 +213,7 @@ def _attach_or_create(
     while True:
         found = api.rayjob(job.name)
         if found is None:
-            problem = api.queue_problem(job.resources.queue) if job.resources.queue else ""
-            if problem:
-                raise RayJobError(problem)
-            _wait_for_pods_to_go(job, api, pace)
-            prepare()
-            ownership.is_being_created = True  # before it exists, so that a stop finds it
-            stop.raise_if_set()
-            created = api.create_rayjob(render(job))
-            ownership.uid = created["metadata"]["uid"] if created else ""
-            ownership.is_being_created = False
-            if created is not None:
-                say(f"RayJob {job.name} is created in namespace {job.namespace}: {job.num_worker_pods} worker pod(s)")
+            if created := _create(job, api, prepare, pace, ownership, stop):
                 return created
             pace.pause()
             continue  # another launcher was faster; look again
@@ -240,6 +229,25 @@ def _attach_or_create(
             say(f"RayJob {job.name} of an earlier try {'failed' if status.failed else 'has lost its result'}; starting it again")
             api.delete_rayjob(job.name, uid)
         _wait_until_gone(job, uid, api, pace)
+
+
+def _create(
+    job: RayJob, api: KubernetesApi, prepare: Callable[[], None], pace: Pace, ownership: _Ownership, stop: StopFlag
+) -> dict[str, Any] | None:
+    """Create the job once there are no pods of an earlier one; return None if another launcher was faster."""
+    problem = api.queue_problem(job.resources.queue) if job.resources.queue else ""
+    if problem:
+        raise RayJobError(problem)
+    _wait_for_pods_to_go(job, api, pace)
+    prepare()
+    ownership.is_being_created = True  # before it exists, so that a stop finds it
+    stop.raise_if_set()
+    created = api.create_rayjob(render(job))
+    ownership.uid = created["metadata"]["uid"] if created else ""
+    ownership.is_being_created = False
+    if created:
+        say(f"RayJob {job.name} is created in namespace {job.namespace}: {job.num_worker_pods} worker pod(s)")
+    return created
 
 
 def _require_same_run(job: RayJob, found: dict[str, Any]) -> None:
@@ -296,16 +304,9 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool
     began: float | None = None
     try:
         while True:
-            found = api.rayjob(job.name)
-            is_gone = found is None or found["metadata"]["uid"] != uid
-            if is_gone and is_done():  # another run follows it too, and has deleted it, or made its own, when it was done
-                return
+            found = _find_watched(job, uid, api, is_done, is_own=is_own)
             if found is None:
-                if not is_own:
-                    raise _RayJobLostError(f"RayJob {job.name} of another run was deleted, as where that run was cancelled")
-                raise RayJobError(f"RayJob {job.name} was deleted while it ran; the same command goes on from the latest checkpoint")
-            if is_gone:
-                raise _ReplacedError
+                return
             status = read_status(found)
             if status.summary != summary:
                 summary, changed = status.summary, pace.clock()
@@ -320,11 +321,7 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool
                 return
             if status.failed:
                 logs.finish()  # its last lines stand above the reason
-                message = failure_message(job.name, status, troubles)
-                if status.is_lost and status.reason == "AppFailed":  # its driver was killed, or says that a later try may succeed
-                    raise _RayJobLostError(message)
-                error = _RayJobLostError if status.is_lost else RayJobError
-                raise error(f"{message}; {remedy_of(status)}")
+                raise _failure(job, status, troubles)
             waits = status.deployment in ("Suspended", "Suspending")
             present = api.queue_reasons(uid) if waits else [*refused_pods(found), *pod_troubles(api.pods(selector))]
             troubles = _new_troubles(troubles, present)
@@ -339,6 +336,33 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool
                 changed = pace.clock()
     finally:
         logs.finish()
+
+
+def _find_watched(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool], *, is_own: bool) -> dict[str, Any] | None:
+    """Return the job of that uid; None if the run is done, and another run that follows the job has deleted or replaced it.
+
+    Raises:
+        RayJobError, _RayJobLostError: It was deleted while it ran: this launcher's own job, or that of another run.
+        _ReplacedError: Another job has its name.
+    """
+    found = api.rayjob(job.name)
+    if found is not None and found["metadata"]["uid"] == uid:
+        return found
+    if is_done():
+        return None
+    if found is not None:
+        raise _ReplacedError
+    if is_own:
+        raise RayJobError(f"RayJob {job.name} was deleted while it ran; the same command goes on from the latest checkpoint")
+    raise _RayJobLostError(f"RayJob {job.name} of another run was deleted, as where that run was cancelled")
+
+
+def _failure(job: RayJob, status: Status, troubles: list[str]) -> Exception:
+    message = failure_message(job.name, status, troubles)
+    if not status.is_lost:
+        return RayJobError(f"{message}; {remedy_of(status)}")
+    # With this reason the step itself did not fail, as its remedy would say: its driver was killed, or asks for another try.
+    return _RayJobLostError(message if status.reason == "AppFailed" else f"{message}; {remedy_of(status)}")
 
 
 def _require_in_time(job: RayJob, found: dict[str, Any], seconds: float, api: KubernetesApi, *, is_own: bool) -> None:

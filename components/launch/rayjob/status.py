@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from components.launch.call import TRY_AGAIN
+from training.config.errors import in_one_line
 
 _RESUMES = "the same command goes on from the latest checkpoint"
 
@@ -84,7 +85,7 @@ def read_status(manifest: Mapping[str, Any]) -> Status:
         deployment=status.get("jobDeploymentStatus") or "",
         job=status.get("jobStatus") or "",
         reason=status.get("reason") or "",
-        message=" ".join((status.get("message") or "").split()),
+        message=in_one_line(status.get("message") or ""),
         dashboard_url=status.get("dashboardURL") or "",
     )
 
@@ -106,28 +107,27 @@ def remedy_of(status: Status) -> str:
 
 def pod_troubles(pods: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the problems that keep pods from running, each once: no node fits, no image, no Secret, out of memory, refused by the node."""
-    troubles: dict[str, None] = {}
-    for pod in pods:
-        status = pod.get("status") or {}
-        if status.get("phase") == "Failed" and status.get("reason"):  # by the kubelet, such as "Evicted"
-            troubles[f"{_role(pod)}: {_reason(status)}"] = None
-        for condition in status.get("conditions") or ():
-            if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-                troubles[
-                    f"no node for {_role(pod)}: {' '.join((condition.get('message') or condition.get('reason') or '').split())[:200]}"
-                ] = None
-        for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
-            waiting = (container.get("state") or {}).get("waiting") or {}
-            if waiting.get("reason") and waiting["reason"] not in _STARTING:
-                troubles[f"{_role(pod)}: {_reason(waiting)}"] = None
-            for state in (container.get("state"), container.get("lastState")):
-                if ((state or {}).get("terminated") or {}).get("reason") == "OOMKilled":
-                    troubles[f"{_role(pod)}: out of memory; give it more"] = None
-    return list(troubles)
+    return list(dict.fromkeys(trouble for pod in pods for trouble in _troubles_of(pod)))
+
+
+def _troubles_of(pod: Mapping[str, Any]) -> Iterator[str]:
+    status, role = pod.get("status") or {}, _role(pod)
+    if status.get("phase") == "Failed" and status.get("reason"):  # by the kubelet, such as "Evicted"
+        yield f"{role}: {_reason(status)}"
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            yield f"no node for {role}: {in_one_line(condition.get('message') or condition.get('reason') or '', 200)}"
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") and waiting["reason"] not in _STARTING:
+            yield f"{role}: {_reason(waiting)}"
+        for state in (container.get("state"), container.get("lastState")):
+            if ((state or {}).get("terminated") or {}).get("reason") == "OOMKilled":
+                yield f"{role}: out of memory; give it more"
 
 
 def _reason(status: Mapping[str, Any]) -> str:
-    message = " ".join((status.get("message") or "").split())[:200]
+    message = in_one_line(status.get("message") or "", 200)
     return f"{status['reason']}: {message}" if message else str(status["reason"])
 
 
@@ -135,7 +135,7 @@ def refused_pods(rayjob: Mapping[str, Any]) -> list[str]:
     """Return why the API server refuses pods of a RayJob's cluster: a quota, a LimitRange, an admission webhook. Such pods do not exist."""
     conditions = ((rayjob.get("status") or {}).get("rayClusterStatus") or {}).get("conditions") or ()
     messages = (
-        " ".join((each.get("message") or each.get("reason") or "").split())
+        in_one_line(each.get("message") or each.get("reason") or "")
         for each in conditions
         if each.get("type") == "ReplicaFailure" and each.get("status") == "True"
     )

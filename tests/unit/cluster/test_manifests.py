@@ -23,7 +23,7 @@ import pytest
 import yaml
 from kubernetes.utils.quantity import parse_quantity
 
-from components.cluster.kubernetes_api import KubernetesApi
+from components.cluster.kubernetes_api import KubernetesApi, QuickRequests
 from components.cluster.names import MLFLOW_SECRET, S3_SECRET, SERVICES_CONFIG_MAP
 from components.cluster.workflows import Owner
 from components.launch.rayjob.follow import Pace, run_rayjob
@@ -337,7 +337,7 @@ def test_the_role_grants_exactly_the_requests_of_a_whole_run(tmp_path, monkeypat
         fake.queues = {"training": {}}
         api.queue_problem("training")
         api.queue_reasons("uid")
-        api.quick_requests(job.name).workflow("train-x")  # that of a step whose pod is stopped
+        QuickRequests(api.namespace, job.name).workflow("train-x")  # that of a step whose pod is stopped
         asked = {_permission(method, path) for _, method, path in fake.requests if "/namespaces/" in path}
     role = _named("kind", "Role", "iddpm-rayjobs", "kubeflow")
     granted = {
@@ -358,7 +358,7 @@ def test_the_reapers_role_grants_exactly_its_requests(tmp_path, monkeypatch):
         api = KubernetesApi(fake_kubernetes.NAMESPACE)
         delete_finished_rayjobs(api)
         list(api.workflows("pipeline/runid=1"))  # for each run that MLflow shows as running
-        api.label_workflow("train-x", REPORTED_LABEL, "true")
+        api.label_workflow("train-x", REPORTED_LABEL)
         api.log_tail("train-x-1")  # for each step that has failed
         asked = {_permission(method, path) for _, method, path in fake.requests}
     rules = _named("kind", "Role", "iddpm-reaper", "kubeflow")["rules"]

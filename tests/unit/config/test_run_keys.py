@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.steps.runs import RESULT, Run, claim_directory, run_directory
+from components.steps.runs import Run, claim_directory, run_directory
+from evaluation.records.run_directory import RESULT
 from training import storage
 from training.checkpoints import checkpoint
 from training.config import presets

@@ -16,8 +16,7 @@ from step_arguments import preprocess_arguments
 
 from components.launch.logs import log_place, step_log_stored
 from components.launch.repeat import LostError
-from components.launch.resources import StageResources
-from components.launch.run import run_with
+from components.launch.run import run_step
 from components.retention.collect import collect
 from components.retention.survey import Policy
 from components.retention.verify import verify
@@ -176,7 +175,7 @@ def _prepare(root: Path, **changes: Any) -> None:
     arguments = preprocess_arguments(root, **changes)
     del arguments["resources"]
     with open(1, "w", closefd=False) as stdout, contextlib.redirect_stdout(stdout):  # pytest's own does not write to the descriptor
-        run_with(PREPROCESS, arguments, StageResources())
+        run_step(PREPROCESS, arguments, "laptop")
 
 
 def _words(directory: Path, step: str = "preprocess") -> list[str]:
