@@ -68,7 +68,7 @@ def submit(
     """
     experiment_id, experiment = find_experiment(kfp, experiment, create=create_experiment)
     version = upload(kfp, pipeline)
-    run_name = run_name or f"{pipeline.pipeline_name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    run_name = run_name.strip() or f"{pipeline.pipeline_name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
     return start(kfp, experiment_id, experiment, version, arguments, run_name)
 
 

@@ -269,7 +269,8 @@ class SamplingConfig:
             [0, 1]; 0 clamps at 1. Imagen has 0.995.
         variance: Variance of an "ancestral" or "ddim" step. "model" is the model's own (DDIM: eta's). "analytic" and "optimal" are one
             number for each timestep that `iddpm learn-variance` has estimated for the checkpoint: from the norm of eps (Analytic-DPM),
-            or from the error of x_0 on real images. Not for scores in training.
+            or from the error of x_0 on real images. They are estimated with x_0 clipped and without guidance, also where the samples
+            are drawn otherwise. Not for scores in training.
         guidance_scale: w of g + w (p - g), where p is the model's prediction and g a worse one; 1 takes p alone. Another value
             doubles the network evaluations.
         guidance_step: Training step of an earlier checkpoint of the same run that predicts g (autoguidance); 0 takes the model

@@ -140,7 +140,7 @@ def _timing_lines(timing: Timing) -> list[str]:
 
     if not timing.cron:
         return [f"when        every {format_interval(timing.every_seconds)}, counted from now"]
-    times = ", ".join(f"{time:%a %d %b %H:%M:%S}" for time in timing.next_times(3))
+    times = ", ".join(f"{time:%a %d %b %Y %H:%M:%S}" for time in timing.next_times(3))
     return [
         f"when        {timing.cron}" + (f"  ({timing.written_as})" if timing.written_as else ""),
         f"zone        {timing.zone}: KFP reads all cron expressions in the one zone of its cluster, which is UTC unless an",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -390,6 +391,13 @@ def test_of_two_of_one_name_one_must_be_named_by_its_id(server: FakeKfp, schedul
     server.recurring["another"] = {**made, "recurring_run_id": "another"}
     assert "there are 2 schedules named 'nightly-fid'; give the id of one" in schedule("delete", "nightly-fid")[2]
     assert schedule("delete", "another")[0] == 0
+
+
+def test_the_next_times_have_their_years(schedule: Iddpm) -> None:
+    _, out, _ = schedule("create", "nightly-fid", "--cron", "0 0 2 1 1 *")
+    (line,) = [line for line in out.splitlines() if line.startswith("next ")]
+    years = [int(year) for year in re.findall(r"01 Jan (\d{4}) 02:00:00", line)]
+    assert years == [years[0], years[0] + 1, years[0] + 2]
 
 
 def test_list_shows_when_each_runs_next(server: FakeKfp, schedule: Iddpm) -> None:

@@ -487,6 +487,12 @@ def test_an_experiment_that_can_not_be_is_refused_here(train: CompiledPipeline, 
 # -- experiments and users ---------------------------------------------------------------------------------------------
 
 
+def test_a_blank_name_of_a_run_takes_the_usual_one(server: FakeKfp, iddpm: Iddpm) -> None:
+    assert iddpm("submit", "nightly-fid", "--run-name", "  ", "--no-wait")[0] == 0
+    (run,) = server.runs.values()
+    assert run["display_name"].startswith("iddpm-nightly-fid 20")
+
+
 def test_an_unknown_experiment_is_an_error_that_names_those_there_are(server: FakeKfp, iddpm: Iddpm) -> None:
     server.add_experiment("ablations")
     status, _, err = iddpm("submit", "nightly-fid", "--experiment", "ablation")
