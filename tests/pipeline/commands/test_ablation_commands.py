@@ -192,4 +192,4 @@ def test_a_source_of_no_ablations_data_set_is_refused_before_anything_starts(run
 def test_a_plan_refuses_data_options_that_a_run_would_refuse(run_iddpm: Command) -> None:
     status, _, error = run_iddpm("ablate", "hybrid-weight", "--plan", "--data-options", '{"label": "folders"}')
     assert status == 1
-    assert error.startswith("error: data_options: ")
+    assert error.startswith("error: data_options.label: ")
