@@ -41,7 +41,7 @@ def list_runs(kfp: Kfp, *, experiment: str = "", limit: int = 20) -> list[dict[s
     """
     scope: dict[str, Any] = {"namespace": kfp.namespace}
     if experiment:
-        scope = {"experiment_id": find_experiment(kfp, experiment, create=None)[0]}
+        scope = {"experiment_id": find_experiment(kfp, experiment, remedy="")[0]}
     runs = kfp.list_all(kfp.client.list_runs, "runs", limit=limit, sort_by="created_at desc", **scope)
     names = PipelineNames(kfp)
     return [

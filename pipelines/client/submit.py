@@ -94,12 +94,13 @@ def upload(kfp: Kfp, pipeline: CompiledPipeline) -> Version:
     return Version(pipeline_id=pipeline_id, version_id=version_id, name=pipeline.version_name, is_new=is_new)
 
 
-def find_experiment(kfp: Kfp, name: str = "", *, create: bool | None = False) -> tuple[str, str]:
+def find_experiment(kfp: Kfp, name: str = "", *, create: bool = False, remedy: str = " (--create-experiment makes it)") -> tuple[str, str]:
     """Return the id and name of an experiment.
 
     Args:
         name: Its name; empty takes the default, which is made if it is missing.
-        create: Make also an experiment of another name if it is missing; None for a command that makes none.
+        create: Make also an experiment of another name if it is missing.
+        remedy: The end of the message where there is none; empty for a command that makes none.
 
     Raises:
         UserError: There is none of that name.
@@ -115,7 +116,6 @@ def find_experiment(kfp: Kfp, name: str = "", *, create: bool | None = False) ->
         listed = kfp.list_all(kfp.client.list_experiments, "experiments", limit=100, namespace=kfp.namespace)
         names = sorted(each.display_name for each in listed)
         there = f"; existing ones are {', '.join(names[:10])}" if names else ""
-        remedy = "" if create is None else " (--create-experiment makes it)"
         raise UserError(f"there is no experiment {wanted!r}{where}{close_to(wanted, names) or there}{remedy}")
     ident, _ = _find_or_make(
         lambda: getattr(_experiment(kfp, wanted), "experiment_id", None),
