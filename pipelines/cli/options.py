@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import typer
+from rich.cells import cell_len
 
 from pipelines.client.connection import Connection
 
@@ -101,9 +102,10 @@ def print_table(rows: list[tuple[str | None, ...]]) -> None:
 
 
 def table(rows: Sequence[tuple[str | None, ...]]) -> list[str]:
-    """Return rows as lines with aligned columns."""
-    widths = [max(len(cell or "") for cell in column) for column in zip(*rows, strict=True)]
-    return ["  ".join((cell or "").ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    """Return rows as lines with aligned columns. A wide letter, as of Chinese, takes two places on a terminal."""
+    cells = [[cell or "" for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def format_time(text: str, zone: str = "UTC") -> str:

@@ -139,20 +139,24 @@ def show_stored_logs(
             raise UserError(_explain(directories, data_sets, step, rank, there, of_data))
         for directory, log in wanted:
             key = (directory, log._replace(parts=()))
-            if key not in shown:
-                err(f"--- {log.step}, {log.source}, began {datetime.strptime(log.began, '%Y%m%dT%H%M%S'):%Y-%m-%d %H:%M:%S} UTC")
             number, line = shown.get(key, (0, 0))
             for part in log.parts:
                 if part.number < number:
                     continue
                 lines = read_part(part.uri)
+                if key not in shown and lines:
+                    err(f"--- {log.step}, {log.source}, began {datetime.strptime(log.began, '%Y%m%dT%H%M%S'):%Y-%m-%d %H:%M:%S} UTC")
+                    shown[key] = (0, 0)
                 if part.number > number + (number > 0 or line > 0):
                     err(f"--- {part.number - number - 1} MiB of it are left out here")
                 for text in lines[line if part.number == number else 0 :]:
                     out(text)
                 number, line = part.number, len(lines)
-            shown[key] = (number, line)
+            if key in shown:
+                shown[key] = (number, line)
         if is_over:
+            if not shown:
+                err("nothing was logged there")
             if not step and not any(_is_wanted(log, rank) for _, log in there):  # the data set alone had a log
                 err(_explain(directories, data_sets, step, rank, there, []))
             return

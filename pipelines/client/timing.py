@@ -21,6 +21,7 @@ _DAY_MINUTES = 24 * 60
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MIN_INTERVAL_SECONDS = 60
 _YEARS_AHEAD = 5  # KFP looks no further for the next time
+_MAX_INTERVAL_SECONDS = _YEARS_AHEAD * 366 * 86400
 _FIELDS = (
     ("second", "0 to 59"),
     ("minute", "0 to 59"),
@@ -72,6 +73,8 @@ def parse_timing(cron: str, every: str, *, time_zone: str = "", cluster_zone: st
         seconds = parse_duration(every, "--every")
         if seconds < _MIN_INTERVAL_SECONDS:
             raise UserError(f"--every {every}: the interval must be at least 1m")
+        if seconds > _MAX_INTERVAL_SECONDS:
+            raise UserError(f"--every {every}: the interval must be at most {_MAX_INTERVAL_SECONDS // 86400}d, five years")
         if time_zone:
             raise UserError("--time-zone goes with --cron; an interval has no zone")
         return Timing(every_seconds=seconds, zone=cluster_zone)

@@ -102,8 +102,8 @@ class Status:
         return all(service.running for service in self.services)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        """Return plain values for JSON; `running` says whether both services run."""
+        plain: dict[str, Any] = json.loads(json.dumps({"running": self.running, **dataclasses.asdict(self)}, default=str))
         return plain
 
 

@@ -110,7 +110,8 @@ def test_status_says_what_runs_where_and_how_much_it_takes(home):
     assert {service.pid for service in status.services} <= pids(home)
     assert all(20 * 2**20 < service.memory_bytes < 2 * 2**30 for service in status.services)
     assert status.data_bytes > 0
-    assert json.loads(json.dumps(status.to_dict()))["services"][0]["running"] is True
+    said = json.loads(json.dumps(status.to_dict()))
+    assert (said["running"], said["services"][0]["running"]) == (True, True)
 
 
 @pytest.mark.slow

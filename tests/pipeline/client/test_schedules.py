@@ -149,6 +149,7 @@ def test_an_expression_that_can_not_be_said_there_is_refused(cron: str, zone: st
         ("", "", "", "give either --cron"),
         ("0 0 2 * * *", "24h", "", "give either --cron"),
         ("", "30s", "", "at least 1m"),
+        ("", "1831d", "", "at most 1830d, five years"),
         ("", "daily", "", "is not a duration"),
         ("", "24h", "UTC", "an interval has no zone"),
     ],

@@ -17,6 +17,7 @@ from fake_kfp import FakeKfp
 
 from components.launch.logs import pipeline_directory
 from components.steps.runs import note_attempt
+from pipelines.cli.options import table
 from pipelines.cli.runs import progress
 from pipelines.cli.runs.progress import training_lines, watch
 from pipelines.client.errors import KfpError
@@ -280,6 +281,10 @@ def test_a_table_is_never_wider_than_100_characters_and_keeps_the_digits(trainin
     assert max(map(len, lines)) <= 100
     assert key[-10:] in lines[1]
     assert found.key == key
+
+
+def test_wide_letters_do_not_move_the_columns() -> None:
+    assert table([("木の絵", "a"), ("tree", "b")]) == ["木の絵  a", "tree    b"]
 
 
 def test_the_trials_of_a_sweep_are_told_apart_by_their_last_digit(trainings) -> None:

@@ -167,6 +167,16 @@ def test_a_trial_that_another_step_trained_names_the_workers_whose_logs_it_has(t
         show_stored_logs([str(tmp_path / "run")], "", None, follow=False, out=print, err=print)
 
 
+def test_a_log_with_rays_own_marks_alone_is_not_announced(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    for source, text in (("rank-0.err", ":job_id:01000000\n"), ("rank-0.out", "words\n")):
+        (tmp_path / "log").write_text(text)
+        LogUpload(tmp_path / "log", logs.log_uri(run, "train", source)).finish()
+    show_stored_logs([run], "train", 0, follow=False, out=print, err=print)
+    head, *rest = capsys.readouterr().out.splitlines()
+    assert (head.startswith("--- train, rank-0.out, began "), rest) == (True, ["words"])
+
+
 _DATA = "data/digits-8x8x1-none"
 _OWN_IMAGES = ["data.name=own", "data.num_classes=0", "model.class_conditional=false", "data.image_channels=3", "data.resize=area"]
 
