@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "k8s" / "kind.sh"
 # What makes the script go on after an interruption, or keeps it away from other clusters; a person does without.
@@ -73,22 +75,27 @@ def test_it_names_every_tool_that_is_missing_and_touches_nothing(tmp_path: Path)
     assert done.stdout == ""
 
 
-def test_half_a_cluster_of_an_interruption_is_told_with_its_remedy(tmp_path: Path) -> None:
+def _checkout(tmp_path: Path, **answers: str) -> dict[str, str]:
+    """Make a checkout with the script, and tools that answer with lines of bash; return the environment."""
     (tmp_path / "k8s").mkdir()
     shutil.copy(SCRIPT, tmp_path / "k8s")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     tools = tmp_path / "bin"
     tools.mkdir()
-    answers = {
-        "docker": 'case "$*" in *NCPU*) echo 2;; *MemTotal*) echo 8589934592;; esac',
-        "kind": 'if [ "$1" = get ]; then echo iddpm; fi',
-        "kubectl": 'case "$*" in *condition=Ready*) exit 1;; *) echo "kubectl went on: $*";; esac',
-        "helm": 'echo "helm went on"',
-    }
     for path, answer in [(tools / name, answer) for name, answer in answers.items()] + [(tmp_path / ".venv/bin/iddpm", "")]:
         path.write_text(f"#!/bin/bash\n{answer}\n", encoding="utf-8")
         path.chmod(0o755)
-    environment = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    return {"PATH": f"{tools}:{os.environ['PATH']}"}
+
+
+def test_half_a_cluster_of_an_interruption_is_told_with_its_remedy(tmp_path: Path) -> None:
+    environment = _checkout(
+        tmp_path,
+        docker='case "$*" in *NCPU*) echo 2;; *MemTotal*) echo 8589934592;; esac',
+        kind='if [ "$1" = get ]; then echo iddpm; fi',
+        kubectl='case "$*" in *condition=Ready*) exit 1;; *) echo "kubectl went on: $*";; esac',
+        helm='echo "helm went on"',
+    )
     done = subprocess.run([tmp_path / "k8s" / "kind.sh"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "went on" not in done.stdout
@@ -97,3 +104,21 @@ def test_half_a_cluster_of_an_interruption_is_told_with_its_remedy(tmp_path: Pat
     assert memory.startswith("kind: docker has 8 GiB of memory; 12 are needed")
     assert end.startswith("kind: the cluster does not get ready;")
     assert "kind delete cluster --name iddpm" in end
+
+
+@pytest.mark.parametrize(
+    ("given", "is_there", "built"), [("", True, True), ("", False, True), ("mine:1", True, False), ("mine:1", False, True)]
+)
+def test_only_an_image_that_is_named_and_there_is_not_built(tmp_path: Path, given: str, is_there: bool, built: bool) -> None:
+    environment = _checkout(
+        tmp_path,
+        docker=f'case "$*" in *NCPU*) echo 8;; *MemTotal*) echo 68719476736;; "image inspect"*) exit {int(not is_there)};; esac',
+        kind='case "$1" in get) echo iddpm;; load) exit 1;; esac',
+        kubectl="",
+        helm="",
+        make='echo "made: $*"',
+    )
+    environment |= {"IDDPM_IMAGE": given} if given else {}
+    done = subprocess.run([tmp_path / "k8s" / "kind.sh"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1  # at the load, the command after it
+    assert (f"made: image IMAGE={given or 'iddpm-pipelines:0.1.0'}" in done.stdout) == built
