@@ -75,7 +75,8 @@ def ablation_pipeline(
         ablation_grid: With own-grid, a JSON object of its axes, like {"diffusion.vlb_weight": [0.001, 0.01]}.
         ablation_name: Which table or figure of the paper, or own-grid.
         ablation_options: A JSON object. With seeds, like {"seeds": 5}, every trial is repeated with so many seeds. With runs, like
-            {"runs": {"vlb": "s3://..."}}, an ablation that trains nothing looks at those runs or checkpoints, by role.
+            {"runs": {"vlb": "s3://..."}}, an ablation that trains nothing looks at those runs or checkpoints, by role. With checkpoint,
+            like {"checkpoint": "last"}, an own-grid measures that checkpoint of each run, not the best.
         ablation_scale: The paper's own experiments (paper), or the same grid on handwritten digits for hours (small) or minutes (tiny).
         data_options: How images are prepared. Its sources say where the images of each data set come from.
         data_resources: Resources of the preprocess step.

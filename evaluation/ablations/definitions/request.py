@@ -12,7 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
 
-from evaluation.ablations.definitions.ablation import Ablation, Scale, Trial, counts, format_value, grid, parse_scale, require_size, trials
+from evaluation.ablations.definitions.ablation import (
+    Ablation,
+    Checkpoint,
+    Scale,
+    Trial,
+    counts,
+    format_value,
+    grid,
+    parse_scale,
+    require_size,
+    trials,
+)
 from evaluation.ablations.definitions.paper import ABLATIONS, find_ablation
 from training.config.errors import UserError
 from training.config.experiment import Objective
@@ -38,6 +49,7 @@ class AblationRequest:
         grid: A user's axes, path -> values; empty for a named ablation.
         runs: Role -> run or checkpoint, for an ablation that trains nothing.
         seeds: How often each setting is repeated; the trials of a setting differ by seed alone.
+        checkpoint: The checkpoint of a user's grid that is measured, "last" or "best"; empty is the best.
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -51,16 +63,23 @@ class AblationRequest:
     overrides: tuple[str, ...] = ()
     runs: Mapping[str, str] = field(default_factory=dict)
     seeds: int = 1
+    checkpoint: str = ""
 
     def ablation(self) -> Ablation:
-        """Return the ablation; raise UserError if there is none of this name, or the grid is not valid."""
+        """Return the ablation; raise UserError if there is none of this name, or the grid or the checkpoint is not valid."""
+        if self.checkpoint not in ("", *get_args(Checkpoint)):
+            raise UserError(f"there is no checkpoint {self.checkpoint!r}; it is one of {', '.join(get_args(Checkpoint))}")
+        if not self.grid and self.checkpoint:
+            found = find_ablation(self.name)
+            raise UserError(f"{self.name} measures the {found.checkpoint} checkpoint of a run; only a grid of your own takes another one")
         if not self.grid:
             return find_ablation(self.name)
         if self.name in ABLATIONS:
             raise UserError(f"{self.name!r} is an ablation of the paper; give a grid of your own another name")
         if self.preset == DEFAULT_PRESET:
             raise UserError(f"the grid {self.name!r} needs an experiment to vary; name a preset")
-        return own_grid(self.name, self.grid, self.preset, title=self.title)
+        checkpoint: Checkpoint = "last" if self.checkpoint == "last" else "best"
+        return own_grid(self.name, self.grid, self.preset, title=self.title, checkpoint=checkpoint)
 
     def trials(self) -> tuple[Trial, ...]:
         """Return its trials; each is a valid experiment, or refused as `evaluation.ablations.definitions.ablation.trials` does."""
@@ -133,6 +152,7 @@ class AblationRequest:
         words += ["--preset", self.preset] if self.preset != DEFAULT_PRESET else []
         words += ["--objective", self.objective] if self.objective != OBJECTIVES[0] else []
         words += ["--seeds", str(self.seeds)] if self.seeds > 1 else []
+        words += ["--checkpoint", self.checkpoint] if self.checkpoint else []
         for path, values in self.grid.items():
             words += ["--grid", f"{path}={','.join(map(format_value, values))}"]
         for item in self.overrides:
@@ -144,12 +164,13 @@ class AblationRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AblationOptions:
-    """The pipeline's parameter `ablation_options`: `seeds` and `runs` as in `AblationRequest`."""
+    """The pipeline's parameter `ablation_options`: `seeds`, `runs` and `checkpoint` as in `AblationRequest`."""
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     seeds: int = 1
     runs: dict[str, str] = field(default_factory=dict)
+    checkpoint: str = ""
 
 
 def from_form(
@@ -174,6 +195,7 @@ def from_form(
         overrides=tuple(overrides),
         runs=read.runs,
         seeds=read.seeds,
+        checkpoint=read.checkpoint,
     )
 
 
@@ -184,7 +206,9 @@ def from_parameters(values: Mapping[str, Any]) -> AblationRequest:
     return from_form(*ablation, *experiment)
 
 
-def own_grid(name: str, axes: Mapping[str, Sequence[Any]], preset_name: str, *, title: str = "") -> Ablation:
+def own_grid(
+    name: str, axes: Mapping[str, Sequence[Any]], preset_name: str, *, title: str = "", checkpoint: Checkpoint = "best"
+) -> Ablation:
     """Return the ablation of a user's grid over one preset. Its name becomes the name of a folder; an empty title names the axes.
 
     Raises:
@@ -208,7 +232,7 @@ def own_grid(name: str, axes: Mapping[str, Sequence[Any]], preset_name: str, *, 
         varied=tuple(axes),
         paper=settings,
         tiny=settings,
-        checkpoint="best",
+        checkpoint=checkpoint,
     )
 
 

@@ -38,6 +38,7 @@ PARALLEL_TRIALS = typer.Option(
     show_default=False,
     help="Trials at once, each in its own process. Default: one with several workers, else one for each used GPU, or core, up to 8.",
 )
+_CHECKPOINT = typer.Option("", help="Checkpoint of your own grid's runs that is measured, last or best; empty takes the best by distance.")
 _RUN = typer.Option([], "--run", help="A run or checkpoint to evaluate, like vlb=s3://bucket/runs/KEY; may be repeated.")
 
 
@@ -60,6 +61,7 @@ def ablate(
     grid: list[str] = _GRID,
     runs: list[str] = _RUN,
     seeds: int = _SEEDS,
+    checkpoint: str = _CHECKPOINT,
     sources: list[str] = typer.Option([], "--source", help="Source of a data set's images, like cifar10=cifar10:/data; may be repeated."),
     data_options: str = options.DATA_OPTIONS,
     resources: list[str] = options.RESOURCES,
@@ -83,7 +85,7 @@ def ablate(
     """Run an ablation on this machine and write its report; finished trials are reused."""
     if (card or price_per_hour is not None) and not plan:
         raise UserError("--card and --price-per-hour are of --plan, which shows the cost and starts nothing")
-    requests = _requests(name, scale, preset, objective, overrides, grid, runs, seeds)
+    requests = _requests(name, scale, preset, objective, overrides, grid, runs, seeds, checkpoint)
     for request in requests:
         request.trials()  # refuses an invalid request before anything starts
     stages = resources_of_trials(resources, num_workers=num_workers, gpu=gpu)
@@ -184,6 +186,7 @@ def report(
     grid: list[str] = _GRID,
     runs: list[str] = _RUN,
     seeds: int = _SEEDS,
+    checkpoint: str = _CHECKPOINT,
     markdown: bool = typer.Option(False, "--markdown", help="Print the findings of all reports on this machine as a Markdown table."),
 ) -> None:
     """Write an ablation's report again from the records of its trials; nothing is trained or measured."""
@@ -193,7 +196,7 @@ def report(
     from pipelines.local.training import shorten_path
     from pipelines.services import services
 
-    requests = _requests(name, scale, preset, objective, overrides, grid, runs, seeds)
+    requests = _requests(name, scale, preset, objective, overrides, grid, runs, seeds, checkpoint)
     for request in requests:
         request.trials()  # refuses an invalid request before anything starts
     running = services.up()
@@ -211,7 +214,15 @@ def report(
 
 
 def _requests(
-    name: str, scale: str, preset: str, objective: str, overrides: list[str], grid: list[str], runs: list[str], seeds: int = 1
+    name: str,
+    scale: str,
+    preset: str,
+    objective: str,
+    overrides: list[str],
+    grid: list[str],
+    runs: list[str],
+    seeds: int = 1,
+    checkpoint: str = "",
 ) -> list[AblationRequest]:
     from evaluation.ablations.definitions.ablation import parse_scale
     from evaluation.ablations.definitions.paper import names
@@ -226,10 +237,11 @@ def _requests(
         overrides=tuple(overrides),
         runs=pairs(runs, "--run"),
         seeds=seeds,
+        checkpoint=checkpoint,
     )
     if name == "all":
-        if grid or preset or objective or runs:
-            raise UserError("all takes no --grid, --preset, --objective or --run; name one ablation")
+        if grid or preset or objective or runs or checkpoint:
+            raise UserError("all takes no --grid, --preset, --objective, --checkpoint or --run; name one ablation")
         every = [dataclasses.replace(request, name=one) for one in names()]
         return [one for one in every if _has_scale(one)]
     if Path(name).suffix not in (".yaml", ".yml"):
@@ -245,6 +257,7 @@ def _requests(
             preset=preset or file.preset or DEFAULT_PRESET,
             grid=file.grid,
             overrides=(*(file.set or ()), *overrides),
+            checkpoint=checkpoint or file.checkpoint or "",
         )
     ]
 
@@ -267,6 +280,7 @@ class GridFile:
         grid: Override path -> list of values.
         preset: The preset that it varies.
         name: Its name; that of the file if missing.
+        checkpoint: The checkpoint that is measured, last or best; the best if missing.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -276,6 +290,7 @@ class GridFile:
     name: str | None = None
     title: str | None = None
     set: tuple[str, ...] | None = None
+    checkpoint: str | None = None
 
 
 def read_grid_file(path: Path) -> GridFile:

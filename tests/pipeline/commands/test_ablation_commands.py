@@ -172,6 +172,14 @@ def test_a_file_without_a_name_is_named_by_its_file(tmp_path: Path) -> None:
     assert (request.name, len(request.trials())) == ("mine", 2)
 
 
+@pytest.mark.parametrize(("option", "found"), [("", "last"), ("best", "best")])
+def test_a_file_names_the_checkpoint_and_the_option_comes_first(tmp_path: Path, option: str, found: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: digits-tiny-hybrid-cosine\ngrid:\n  seed: [1, 2]\ncheckpoint: last\n")
+    (request,) = _requests(str(path), "tiny", "", "", [], [], [], checkpoint=option)
+    assert request.ablation().checkpoint == found
+
+
 def test_of_all_ablations_each_takes_the_check_sources_its_own_data_sets() -> None:
     requests = _requests("all", "paper", "", "", [], [], [])
     sources = ["cifar10=cifar10:/data/c", "imagenet64-official=imagenet:/data/i"]

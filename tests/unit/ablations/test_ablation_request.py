@@ -92,6 +92,11 @@ def test_the_form_sets_the_objective_and_a_users_grid() -> None:
         (("width", "tiny", {}, {"seeds": 0}, DEFAULT_PRESET, "as named", []), "must be 1 or more, got 0"),
         (("width", "tiny", {}, {"seeds": 334}, DEFAULT_PRESET, "as named", []), "has 1,002 trials; it may have 1,000"),
         (("vlb-ratio", "tiny", {}, {"seeds": 2, "runs": {"vlb": "s3://b/x"}}, DEFAULT_PRESET, "as named", []), "has one seed"),
+        (("width", "tiny", {}, {"checkpoint": "best"}, DEFAULT_PRESET, "as named", []), "width measures the last checkpoint of a run"),
+        (
+            (OWN_GRID, "tiny", {"seed": [1, 2]}, {"checkpoint": "first"}, "digits-tiny-hybrid-cosine", "as named", []),
+            "there is no checkpoint 'first'; it is one of last, best",
+        ),
         ((OWN_GRID, "tiny", {"seed": [1, 2]}, {"seeds": 2}, "digits-tiny-hybrid-cosine", "as named", []), "varies the seed itself"),
     ],
 )
@@ -152,6 +157,18 @@ def test_the_form_sets_seeds_and_runs() -> None:
     assert from_form("width", "tiny", {}, {"seeds": 5.0}, DEFAULT_PRESET, "as named", []).seeds == 5  # KFP has no whole numbers in JSON
     request = from_form("vlb-ratio", "tiny", {}, {"runs": {"vlb": "s3://b/x"}}, DEFAULT_PRESET, "as named", [])
     assert request == AblationRequest(name="vlb-ratio", scale="tiny", runs={"vlb": "s3://b/x"})
+
+
+def test_the_checkpoint_of_a_users_grid_can_be_chosen_and_the_best_is_the_default() -> None:
+    form = (OWN_GRID, "tiny", {"model.dropout": [0.0, 0.1]})
+    plain, best, last = (
+        from_form(*form, options, "digits-tiny-hybrid-cosine", "as named", [])
+        for options in ({}, {"checkpoint": "best"}, {"checkpoint": "last"})
+    )
+    assert [request.ablation().checkpoint for request in (plain, best, last)] == ["best", "best", "last"]
+    assert (best.key(), best.trials()) == (plain.key(), last.trials())
+    assert last.key() != plain.key()
+    assert shlex.split(last.command())[-4:] == ["--checkpoint", "last", "--grid", "model.dropout=0.0,0.1"]
 
 
 def test_the_trials_of_a_setting_differ_by_seed_alone_and_come_seed_by_seed() -> None:
