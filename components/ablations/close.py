@@ -50,18 +50,19 @@ def ablation_numbers(ablation_uri: str) -> dict[str, Any]:
     }
 
 
-def update_ablation(ablation_uri: str, page_path: str = "", *, cancelled: bool = False) -> bool:
+def update_ablation(ablation_uri: str, page_path: str = "", *, cancelled: bool = False, at_work: bool = False) -> bool:
     """Make the report, and send MLflow the records and the report; if it does not answer, leave a mark for the reaper, and return False.
 
     Args:
         page_path: Local file for the page; empty writes none.
         cancelled: Whether somebody ended the sweep, so that trials without a record did not fail.
+        at_work: See `make_report`.
 
     Raises:
         UserError: Nothing was planned there.
     """
     try:
-        make_report(ablation_uri, page_path, cancelled=cancelled)
+        make_report(ablation_uri, page_path, cancelled=cancelled, at_work=at_work)
         _send_records(read_plan(ablation_uri), ablation_uri)
     except TrackingError as error:
         say(f"{error}; {ablation_uri} has everything, and MLflow gets it from the reaper or the same command")

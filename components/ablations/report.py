@@ -21,19 +21,20 @@ from training.tracking.client import TrackingError
 
 if TYPE_CHECKING:
     from evaluation.ablations.trials.record import TrialRecord
-    from training.tracking.tracked_run import TrackedRun
+    from training.tracking.tracked_run import Status, TrackedRun
 
 PAGE = "report.html"
 FILES = (PAGE, "table.csv", "table.json", "figure.svg", SUMMARY)
 """The files of a report. Each report has all of them, except the figure, which some ablations lack."""
 
 
-def make_report(ablation_uri: str, page_path: str = "", *, cancelled: bool = False) -> str:
+def make_report(ablation_uri: str, page_path: str = "", *, cancelled: bool = False, at_work: bool = False) -> str:
     """Make page, table and figures from the trials' records, also of failed and missing ones; return the page's URI.
 
     Args:
         page_path: Local file for a copy of the page; empty writes none.
         cancelled: Whether somebody ended the sweep: its run in MLflow is then closed as KILLED, not as FAILED, where trials are missing.
+        at_work: Whether a command may still work on it: where trials are missing, its run in MLflow then stays as it is.
 
     Raises:
         UserError: Nothing was planned there.
@@ -91,7 +92,8 @@ def make_report(ablation_uri: str, page_path: str = "", *, cancelled: bool = Fal
     parent.log_artifact(json.dumps(table, indent=2), "table.json")
     parent.set_tags({"iddpm.compare_url": compare_url})
     parent.correct_metrics({("num_finished", 0): len(records) - len(failed), ("num_failed", 0): len(failed)})
-    if not parent.finish("FINISHED" if not failed else "KILLED" if cancelled else "FAILED"):
+    status: Status = "FINISHED" if not failed else "KILLED" if cancelled else "FAILED"
+    if not (parent.close() if failed and at_work else parent.finish(status)):
         raise TrackingError(f"MLflow does not answer and lacks the report {uri}")
     return uri
 

@@ -127,8 +127,11 @@ def estimate_time_left(requests: Sequence[AblationRequest], services: Services) 
     return TimeLeft(requests, services.bucket_uri)
 
 
-def report_locally(request: AblationRequest, services: Services) -> Path:
+def report_locally(request: AblationRequest, services: Services, *, at_work: bool = False) -> Path:
     """Write the report from the present records to storage, to MLflow and to the gallery's folder, which is returned.
+
+    Args:
+        at_work: Whether another command may still work on the ablation; see `components.ablations.report.make_report`.
 
     Raises:
         UserError: Nothing was planned.
@@ -140,7 +143,7 @@ def report_locally(request: AblationRequest, services: Services) -> Path:
 
     os.environ.update(services.env)
     uri = ablation_uri(request, services.bucket_uri)
-    update_ablation(uri)
+    update_ablation(uri, at_work=at_work)
     folder = gallery_folder(services) / request.folder()
     for name in FILES:  # a file appears whole, for a gallery that is written at the same time
         if storage.exists(storage.join(uri, name)):

@@ -108,6 +108,15 @@ def test_an_ablation_here_that_is_stopped_leaves_no_run_open_even_if_its_process
     assert [_status(run_id) for run_id in runs] == ["KILLED"] * 3
 
 
+def test_a_report_beside_an_ablation_at_work_does_not_end_its_run(services: Any, tmp_path: Path) -> None:
+    plan = _planned(str(tmp_path))
+    assert update_ablation(ablation_uri(plan.request, str(tmp_path)), at_work=True)
+    assert _status(plan.parent_run_id) == "RUNNING"
+    assert dict(mlflow_client.connect().get_run(plan.parent_run_id).data.metrics) == {"num_finished": 0.0, "num_failed": 2.0}
+    assert update_ablation(ablation_uri(plan.request, str(tmp_path)))
+    assert _status(plan.parent_run_id) == "FAILED"
+
+
 def test_a_sweep_that_failed_before_it_was_planned_has_no_report_and_no_second_error(services: Any, tmp_path: Path) -> None:
     request = AblationRequest(name="own-grid", scale="tiny", preset="digits-tiny-hybrid-cosine", grid={"diffusion.vlb_weight": [0.1, 1.0]})
     assert finish_ablation("FAILED", str(uuid.uuid4()), request, str(tmp_path), str(tmp_path / "page.html")) == ""

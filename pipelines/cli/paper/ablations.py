@@ -194,7 +194,7 @@ def report(
     from pipelines.local.ablate import gallery_folder, is_planned, report_locally
     from pipelines.local.output import show_progress
     from pipelines.local.training import shorten_path
-    from pipelines.services import services
+    from pipelines.services import home, services
 
     requests = _requests(name, scale, preset, objective, overrides, grid, runs, seeds, checkpoint)
     for request in requests:
@@ -206,7 +206,7 @@ def report(
         # With --markdown, standard output has the table alone, for a pipe.
         redirect = contextlib.redirect_stdout(sys.stderr) if markdown else contextlib.nullcontext()
         with redirect, show_progress(running.home / "logs" / "report.log", request.name):
-            page = report_locally(request, running) / "report.html"
+            page = report_locally(request, running, at_work=home.has_other_users(running.home)) / "report.html"
         if not markdown:
             print(shorten_path(page))
     if markdown:
