@@ -317,10 +317,11 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool
                 say(f"dashboard: {status.dashboard_url} (kubectl -n {job.namespace} port-forward svc/{service} 8265)")
             if status.deployment in ("Running", "Complete", "Failed"):
                 logs.start()
+            if status.succeeded or status.failed:
+                logs.finish(job_has_ended=True)  # its last lines stand above the reason
             if status.succeeded:
                 return
             if status.failed:
-                logs.finish()  # its last lines stand above the reason
                 raise _failure(job, status, troubles)
             waits = status.deployment in ("Suspended", "Suspending")
             present = api.queue_reasons(uid) if waits else [*refused_pods(found), *pod_troubles(api.pods(selector))]
@@ -335,7 +336,7 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool
                 logs.forget_end()
                 changed = pace.clock()
     finally:
-        logs.finish()
+        logs.finish(job_has_ended=False)
 
 
 def _find_watched(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool], *, is_own: bool) -> dict[str, Any] | None:

@@ -13,7 +13,8 @@ from components.cluster.kubernetes_api import KubernetesApi
 _SUBMITTER = "ray-job-submitter"
 _PAUSE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 120.0
-_LAST_LINES_SECONDS = 3.0
+_LAST_LINES_SECONDS, _SECONDS_WHEN_STOPPED = 15.0, 3.0
+"""Time for the last lines: of a job that has ended, which a busy API server gives slowly, and of a pod that is stopped."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _RAYS_OWN = re.compile(r"\b(cli|job_manager|packaging|worker)\.py:\d+ -- |Waiting for Ray Dashboard GCS|PlacementGroupCleaner")
 """Lines of the command that submits, and of Ray's start: each run has the same, and none is about the run."""
@@ -45,11 +46,11 @@ class LogFollower:
         """Wait for the next end: another submitter may take the place of the last one."""
         self._ended.clear()
 
-    def finish(self) -> None:
-        """Wait a moment for the last lines, then leave the thread to end by itself."""
+    def finish(self, *, job_has_ended: bool) -> None:
+        """Wait a moment for the last lines, then leave the thread to end by itself; where the job has ended a longer one."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(_LAST_LINES_SECONDS)
+            self._thread.join(_LAST_LINES_SECONDS if job_has_ended else _SECONDS_WHEN_STOPPED)
 
     def _run(self) -> None:
         last, pause = False, _PAUSE_SECONDS

@@ -21,6 +21,7 @@ from components.cluster.connection import KubernetesError, current_namespace
 from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.names import LAUNCH_LABEL, RUN_LABEL
 from components.cluster.workflows import Owner
+from components.launch.rayjob import logs
 from components.launch.rayjob.follow import Pace, RayJobError, run_rayjob
 from components.launch.rayjob.manifest import RayJob, render
 from components.launch.rayjob.status import failure_message, pod_troubles, read_status, remedy_of
@@ -667,6 +668,14 @@ def test_a_second_submitter_repeats_no_line_and_its_own_are_shown(cluster, capsy
     cluster.on_look = add_second
     _run()
     assert [line for line in capsys.readouterr().out.splitlines() if "step" in line] == [*_LOG[1:], "iddpm| step 3"]
+
+
+def test_the_last_lines_of_a_job_that_has_ended_come_from_a_slow_api_too(cluster, capsys, monkeypatch):
+    monkeypatch.setattr(logs, "_SECONDS_WHEN_STOPPED", 0.1)
+    cluster.on_look = _with_log(cluster)
+    cluster.before = lambda method, path: time.sleep(1.0 if path.endswith("/log") else 0.0)
+    _run()
+    assert [line for line in capsys.readouterr().out.splitlines() if "step" in line] == _LOG[1:]
 
 
 def test_a_log_that_breaks_off_harms_nothing(cluster, capsys):
