@@ -144,11 +144,12 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
             "the directory too"
         )
         return
-    run = attach(run_id, check=False, run_uri=run_uri)
     experiment_uri = storage.join(run_uri, EXPERIMENT)
-    if storage.exists(experiment_uri):
-        run.log_params(read_experiment(experiment_uri).every_field())
+    experiment = read_experiment(experiment_uri) if storage.exists(experiment_uri) else None
     final = _final_evaluation(run_uri)
+    run = attach(run_id, check=False, run_uri=run_uri)  # after the files, as it sends metrics for seconds after an error in one of them
+    if experiment is not None:
+        run.log_params(experiment.every_field())
     if final is not None:
         log_evaluation(run_uri, FINAL, run_id)
         run.set_tags(
