@@ -499,6 +499,25 @@ def test_files_texts_and_the_data_set_are_stored_with_the_run(key):
     assert (dataset.name, dataset.digest) == ("digits", ("0123456789abcdef" * 4)[:36])
 
 
+def test_a_data_set_that_another_run_logs_at_the_same_moment_is_not_lost(key, monkeypatch):
+    """MLflow looks for it before it inserts it, so its database may refuse one of the two."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+    from mlflow.store.tracking.rest_store import RestStore
+
+    log_inputs = RestStore.log_inputs
+
+    def refuse_once(store, *arguments, **options):
+        monkeypatch.setattr(RestStore, "log_inputs", log_inputs)
+        raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_id", error_code=BAD_REQUEST)
+
+    monkeypatch.setattr(RestStore, "log_inputs", refuse_once)
+    run = open_run(key)
+    run.log_dataset("digits", "0123456789abcdef", "s3://iddpm/data/digits/train")
+    assert run.flush()
+    assert [each.dataset.name for each in server().get_run(run.run_id).inputs.dataset_inputs] == ["digits"]
+
+
 def test_another_process_writes_to_the_same_run_by_its_id(key):
     run = open_run(key)
     code = (

@@ -27,6 +27,7 @@ from training.tracking.sender import BackgroundSender
 if TYPE_CHECKING:
     import numpy as np
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
     from numpy.typing import NDArray
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -187,7 +188,7 @@ class TrackedRun:
         kind = "s3" if is_s3(uri) else "local"
         dataset = Dataset(name=name, digest=digest[:_MAX_DIGEST_LENGTH], source_type=kind, source=json.dumps({"uri": uri}))
         inputs = [DatasetInput(dataset=dataset)]
-        self._sender.put(f"data set {name}", lambda: self._client.log_inputs(self._run_id, datasets=inputs))
+        self._sender.put(f"data set {name}", lambda: self._send_inputs(inputs))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters, nested mappings as dotted names.
@@ -345,6 +346,17 @@ class TrackedRun:
             path = Path(folder) / name
             path.write_bytes(data)
             self._client.log_artifact(self._run_id, str(path), directory or None)
+
+    def _send_inputs(self, inputs: list[DatasetInput]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.log_inputs(self._run_id, datasets=inputs)
+        except MlflowException as error:
+            if is_transient(error):
+                raise
+            # Where two runs log a new data set at the same moment, MLflow inserts it twice, and its database refuses one. Now it is there.
+            self._client.log_inputs(self._run_id, datasets=inputs)
 
     def _send_params(self, flat: Mapping[str, str]) -> None:
         from mlflow.entities import Param, RunTag
