@@ -34,7 +34,7 @@ _REFUSALS = {
 RETRY_SECONDS = 30.0
 """Seconds for which a request that needs an answer is repeated."""
 _ERROR_STATUS = re.compile(r"too many (\d{3}) error responses")
-_NO_MLFLOW = re.compile(r"not in a valid JSON format|Exceeded \d+ redirects")
+_NO_MLFLOW = re.compile(r"not in a valid JSON format|Exceeded \d+ redirects|error code 404 != 200\. Response body: ''")
 _SLOW_SECONDS = 5.0
 """Seconds without an answer after which a person is told what is waited for."""
 
@@ -110,7 +110,8 @@ def is_transient(error: BaseException) -> bool:
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
-        return error.error_code not in _REFUSALS
+        # An empty 404 is never MLflow's: a gateway answers so while MLflow starts behind it.
+        return error.error_code not in _REFUSALS or bool(_NO_MLFLOW.search(str(error)))
     if isinstance(error, StorageError):
         return error.transient
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -182,7 +183,7 @@ def request(
             ) from error
         if _NO_MLFLOW.search(str(error)):
             raise TrackingError(
-                f"what answers at {tracking_uri()} is no MLflow, perhaps the login page of a proxy; is MLFLOW_TRACKING_URI right? ({text})"
+                f"what answers at {tracking_uri()} is no MLflow, perhaps a proxy or its login page; is MLFLOW_TRACKING_URI right? ({text})"
             ) from error
         raise TrackingError(
             f"MLflow at {tracking_uri()} does not answer; is it running, and is MLFLOW_TRACKING_URI right? "

@@ -49,8 +49,10 @@ def test_an_mlflow_that_accepts_connections_and_never_answers_is_named_while_it_
     [
         (500, "readonly database", {}, "answers with error 500; its log has the reason"),
         (429, "", {}, "answers with error 429; its log has the reason"),
-        (200, "<html>Sign in</html>", {}, "is no MLflow, perhaps the login page of a proxy"),
-        (302, "", {"Location": "/login"}, "is no MLflow, perhaps the login page of a proxy"),
+        (200, "<html>Sign in</html>", {}, "is no MLflow, perhaps a proxy or its login page"),
+        (302, "", {"Location": "/login"}, "is no MLflow, perhaps a proxy or its login page"),
+        (404, "", {}, "is no MLflow, perhaps a proxy or its login page"),
+        (404, json.dumps({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Run not found"}), {}, "refused: RESOURCE_DOES_NOT_EXIST"),
     ],
 )
 def test_an_answer_that_is_an_error_or_no_mlflows_is_told_from_none(
@@ -75,6 +77,29 @@ def test_an_answer_that_is_an_error_or_no_mlflows_is_told_from_none(
         with pytest.raises(TrackingError, match=f"{uri} {said}"):
             request(lambda: connect().get_run("0" * 32), seconds=0.0)
         server.shutdown()
+
+
+def test_an_empty_404_of_a_gateway_is_asked_again_as_mlflow_may_be_starting_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [(404, b""), (404, b""), (200, b'{"experiment": {"experiment_id": "7", "name": "found"}}')]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = answers.pop(0)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        assert request(lambda: connect().get_experiment("7"), seconds=30.0).name == "found"
+        server.shutdown()
+    assert not answers
 
 
 def test_a_long_error_keeps_its_end_which_names_the_cause() -> None:
