@@ -1,5 +1,6 @@
 """Messages to a person while MLflow does not answer, and failures that are none of MLflow's."""
 
+import contextlib
 import errno
 import http.server
 import json
@@ -9,6 +10,7 @@ import socket
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,31 @@ from training.tracking.tracked_run import TrackedRun
 from training.tracking.trainings import LatestTrainings
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/report.html")
+
+
+@contextlib.contextmanager
+def _answering(answers: list[tuple[int, str, dict[str, str]]]) -> Iterator[str]:
+    """Serve these answers (status, body, headers) in order, the last one for ever; give the address."""
+    left = iter(answers)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body, headers = next(left, answers[-1])
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.parametrize(("slow_after", "told"), [(0.1, 1), (30.0, 0)])
@@ -58,48 +85,19 @@ def test_an_mlflow_that_accepts_connections_and_never_answers_is_named_while_it_
 def test_an_answer_that_is_an_error_or_no_mlflows_is_told_from_none(
     monkeypatch: pytest.MonkeyPatch, status: int, body: str, headers: dict[str, str], said: str
 ) -> None:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        uri = f"http://127.0.0.1:{server.server_port}"
+    with _answering([(status, body, headers)]) as uri:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         with pytest.raises(TrackingError, match=f"{uri} {said}"):
             request(lambda: connect().get_run("0" * 32), seconds=0.0)
-        server.shutdown()
 
 
 def test_an_empty_404_of_a_gateway_is_asked_again_as_mlflow_may_be_starting_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [(404, b""), (404, b""), (200, b'{"experiment": {"experiment_id": "7", "name": "found"}}')]
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, body = answers.pop(0)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    answers = [(404, "", {}), (404, "", {}), (200, '{"experiment": {"experiment_id": "7", "name": "found"}}', {})]
+    with _answering(answers) as uri:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         assert request(lambda: connect().get_experiment("7"), seconds=30.0).name == "found"
-        server.shutdown()
-    assert not answers
 
 
 def test_a_long_error_keeps_its_end_which_names_the_cause() -> None:
