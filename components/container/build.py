@@ -14,6 +14,7 @@ wheels are passed to the build as secrets and a mount. None of them stays in the
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import os
@@ -255,8 +256,12 @@ def _secrets(pip: Pip) -> Iterator[dict[str, Path]]:
         yield secrets
 
 
-def main() -> int:
-    """Build what the environment says; return 1 if that fails."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build what the environment says; return 1 if that fails. There are no arguments but `--help`, which shows the variables."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m components.container.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args(arguments)
     environment = os.environ
     target = environment.get("TARGET") or "cpu"
     try:

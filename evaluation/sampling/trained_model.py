@@ -13,13 +13,12 @@ from torch import Tensor
 from evaluation.records.devices import Batches, sampling_batch_size
 from training import storage
 from training.checkpoints import checkpoint
-from training.checkpoints.import_export import describe_difference, shapes_of
+from training.checkpoints.network import load_network
 from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.diffusion.ensemble import ends_and_middle, require_same_process
 from training.diffusion.process import Model
 from training.models.layers import make_low_res
-from training.models.unet import make_model
 from training.shapes import Float32, Int64
 
 
@@ -141,17 +140,8 @@ def load_model(checkpoint_uri: str, weights: str | None = None, *, device: torch
     """
     experiment = checkpoint.load_experiment(checkpoint_uri)
     chosen = checkpoint.choose_weights(checkpoint_uri, weights)
-    state = checkpoint.load_model_state(checkpoint_uri, chosen)
-    with torch.random.fork_rng(devices=[]):
-        network = make_model(experiment)
-    difference = describe_difference(shapes_of(network.state_dict()), shapes_of(state))
-    if difference:
-        raise checkpoint.CheckpointError(
-            f"{checkpoint_uri} ({chosen}): is not a network of the checkpoint's experiment: {difference}; take another checkpoint"
-        )
-    network.load_state_dict(state)
     return TrainedModel(
-        network=network.to(device).eval().requires_grad_(False),
+        network=load_network(checkpoint_uri, chosen, experiment).to(device),
         experiment=experiment,
         checkpoint_uri=checkpoint_uri,
         weights=chosen,

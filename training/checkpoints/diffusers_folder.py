@@ -26,7 +26,8 @@ from training import storage
 from training.checkpoints import checkpoint
 from training.checkpoints.diffusers_experiment import experiment_of
 from training.checkpoints.experiment_file import read_experiment
-from training.checkpoints.import_export import Imported, describe_difference, expected_shapes, read_tensors, save_imported, shapes_of
+from training.checkpoints.import_export import Imported, expected_shapes, read_tensors, save_imported
+from training.checkpoints.network import describe_difference, shapes_of
 from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, Experiment, ModelConfig
 from training.config.presets import preset as named_preset

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from training.checkpoints import checkpoint
-from training.models.unet import example_inputs, make_model
+from training.checkpoints.network import load_network
+from training.models.unet import example_inputs
 
 
 def export_program(checkpoint_uri: str, file_uri: str, *, weights: str | None = None) -> dict[str, Any]:
@@ -22,12 +23,13 @@ def export_program(checkpoint_uri: str, file_uri: str, *, weights: str | None = 
 
     Returns:
         Plain data: `file_uri`, `weights`, `parameters`, `inputs` (name -> shape, with "batch"), `num_bytes`.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, no such weights in it, or they are another network's.
     """
     experiment = checkpoint.load_experiment(checkpoint_uri)
     chosen = checkpoint.choose_weights(checkpoint_uri, weights)
-    network = make_model(experiment)
-    network.load_state_dict(checkpoint.load_model_state(checkpoint_uri, chosen))
-    network.eval().requires_grad_(False)
+    network = load_network(checkpoint_uri, chosen, experiment)
     inputs = example_inputs(experiment, 2)  # a batch of one would be traced as a constant
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(network, (), kwargs=inputs, dynamic_shapes={name: {0: batch} for name in inputs})

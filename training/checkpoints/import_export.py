@@ -21,6 +21,7 @@ from torch import Tensor
 
 from training import storage
 from training.checkpoints import checkpoint
+from training.checkpoints.network import Shapes, describe_difference, shapes_of
 from training.config import presets
 from training.config.errors import UserError, lines_of
 from training.config.experiment import Experiment
@@ -203,9 +204,6 @@ def _read_safetensors(path: Path, file_name: str) -> Tensors:
     return Tensors(state, experiment, int(step) if step.isdecimal() else None)
 
 
-Shapes = Mapping[str, tuple[int, ...]]
-
-
 @dataclass(frozen=True, slots=True)
 class Published:
     """A published checkpoint: its preset, and its number of updates."""
@@ -268,23 +266,6 @@ def recognise(shapes: Shapes, file_name: str, *, preset: str | None = None, over
         f"{file_name}: its tensors are no published network's; the nearest, {nearest}, differs: "
         f"{describe_difference(candidates[nearest], shapes)}. If it was trained with other settings, name a preset and overrides"
     )
-
-
-def describe_difference(expected: Shapes, found: Shapes) -> str:
-    """Return the differences of two state dicts in one line: the first of each kind and the number of others; else empty."""
-    missing = [f"{name} {list(expected[name])} is missing" for name in expected if name not in found]
-    surplus = [f"{name} {list(found[name])} is not expected" for name in found if name not in expected]
-    other = [
-        f"{name} is {list(found[name])} where {list(shape)} is expected"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    return "; ".join(kind[0] + (f" (and {len(kind) - 1} more)" if len(kind) > 1 else "") for kind in (other, missing, surplus) if kind)
-
-
-def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the name and shape of each tensor."""
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def step_of(file_name: str, experiment: Experiment) -> int:

@@ -55,12 +55,12 @@ class _Engine:
         )
         path.chmod(0o755)
 
-    def build(self, **environment: str) -> subprocess.CompletedProcess[str]:
+    def build(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
         # No index answers through this proxy.
         clean |= {"PATH": str(self.folder), "PIP_CONFIG_FILE": os.devnull, "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
         return subprocess.run(
-            [sys.executable, "-m", "components.container.build"],
+            [sys.executable, "-m", "components.container.build", *arguments],
             cwd=ROOT,
             env=clean | environment,
             capture_output=True,
@@ -86,6 +86,17 @@ def test_the_output_names_the_image_and_the_command_that_tests_it(engine: _Engin
     assert "docker run --rm --shm-size 1g iddpm-pipelines:0.1.0 python -m components.container.self_test" in done.stdout
     words, _ = engine.call()
     assert words[words.index("--tag") + 1] == "iddpm-pipelines:0.1.0"
+
+
+def test_help_builds_nothing_and_an_argument_is_refused(engine: _Engine) -> None:
+    engine.install()
+    shown = engine.build("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "TORCH_INDEX  index that torch comes from" in shown.stdout
+    refused = engine.build("gpu")
+    assert refused.returncode == 2
+    assert "unrecognized arguments: gpu" in refused.stderr
+    assert not engine.record.exists()
 
 
 @pytest.fixture

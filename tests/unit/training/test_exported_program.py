@@ -57,3 +57,15 @@ def test_an_exported_network_computes_the_same_for_any_batch_size(experiment: Ex
         expected = network(**inputs)
         assert expected.abs().max() > 0.1
         assert_same_output(exported(**inputs), expected)
+
+
+def test_weights_of_another_network_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    experiment = preset("digits-tiny-hybrid-cosine")
+    wider = experiment.override(["model.model_channels=64"])
+    files = {checkpoint.EXPERIMENT: wider.to_json().encode(), "model.pt": make_model(experiment).state_dict()}
+    uri = checkpoint.save(str(tmp_path / "run"), 1, files)
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"step=00000001 \(model\): is not a network of the checkpoint's experiment: time_"
+    ):
+        export_program(uri, str(tmp_path / "network.pt2"), weights="model")
+    assert not (tmp_path / "network.pt2").exists()

@@ -15,7 +15,6 @@ from torch import Tensor
 from training.checkpoints import checkpoint
 from training.checkpoints.import_export import (
     PUBLISHED,
-    describe_difference,
     expected_shapes,
     export_checkpoint,
     import_checkpoint,
@@ -24,6 +23,7 @@ from training.checkpoints.import_export import (
     reference_flags,
     step_of,
 )
+from training.checkpoints.network import describe_difference
 from training.config import presets
 from training.config.errors import UserError
 from training.models.unet import make_model
