@@ -43,8 +43,11 @@ class Kfp:
         namespace: The user's namespace; None with a single user.
     """
 
-    def __init__(self, client: kfp.Client, connection: Connection, address: str) -> None:
+    def __init__(self, client: kfp.Client, connection: Connection, address: str, forward: PortForward | None = None) -> None:
         """Ask the server for its version and mode.
+
+        Args:
+            forward: The way to the address, where it is one of kubectl's.
 
         Raises:
             KfpError: It does not answer, is no KFP, or needs a namespace.
@@ -52,6 +55,8 @@ class Kfp:
         self.client = client
         self.address = address
         self.ui_address = connection.ui_address
+        self._forward = forward
+        self._kfp_namespace = connection.kfp_namespace
         self.rereads_token = connection.token_path is not None
         health = _health(client, address)
         self.version = str(health.get("tag_name") or "unknown").removeprefix("v")
@@ -95,15 +100,22 @@ class Kfp:
         return workflow
 
     def pod_log(self, run_id: str, pod: str) -> str:
-        """Return the log of a step's pod; empty if it is gone. The API has an address for it, and the UI another one."""
+        """Return the log of a step's pod; empty if it is gone.
+
+        A server of a single user looks for pods in no namespace, so it can't read them. It has the logs that Argo archived, which it finds
+        only where the Workflow is not compressed, as that of a sweep is. The UI reads pods. Through a port-forward there is no UI, but
+        kubectl.
+        """
+        if self._forward is not None and (log := self._forward.pod_log(self.namespace or self._kfp_namespace, pod)):
+            return log
         namespace = f"&podnamespace={self.namespace}" if self.namespace else ""
         for path in (f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log", f"/k8s/pod/logs?podname={pod}&runid={run_id}{namespace}"):
             try:
-                log: str = self._get(path, _preload_content=False).data.decode(errors="replace")
+                archived: str = self._get(path, _preload_content=False).data.decode(errors="replace")
             except KfpError:
                 continue
-            if not log.lstrip().startswith(("<", '{"error', "Could not get")):  # a web page or an error, with status 200
-                return log
+            if not archived.lstrip().startswith(("<", '{"error', "Could not get")):  # a web page or an error, with status 200
+                return archived
         return ""
 
     def _get(self, path: str, **options: Any) -> Any:
@@ -134,7 +146,7 @@ def connected(connection: Connection, warn: Callable[[str], None]) -> Iterator[K
         if connection.port_forward:
             forward = stack.enter_context(forward_port(connection.kfp_namespace, SERVICE, API_PORT))
             address = forward.url
-        found = Kfp(_client(connection, address, read_token, forward), connection, address)
+        found = Kfp(_client(connection, address, read_token, forward), connection, address, forward)
         if not found.version.startswith(f"{KNOWN_VERSION}."):
             warn(
                 f"KFP at {address} is version {found.version}; tested is {KNOWN_VERSION}, and older ones refuse pipelines whose parameters "

@@ -67,16 +67,17 @@ def show_logs(
         is_plain = bool(step) and len({each.step for each in wanted}) == 1
         # A log whose beginning came from the pod goes on from there: the stored one may have other lines at its end.
         unseen = [each for each in wanted if each.phase in _OVER and each.pod not in num_shown]
-        stored = _list_stored(workflow, run_id) if unseen else []
+        directory = _directory(workflow, run_id)
+        stored = read_soon(lambda: list_logs(directory)) if unseen and directory else []  # noqa: B023 - called at once
         for attempt in wanted:
             if attempt.pod in complete or (not (is_over := attempt.phase in _OVER) and attempt.phase != "Running"):
                 continue
-            lines = _stored_lines(stored, attempt) if attempt in unseen else []
+            lines = _stored_lines(stored or [], attempt) if attempt in unseen else []
             log = "" if lines else _pod_log(kfp, run_id, attempt)
             lines = lines or step_lines(log)
             if attempt.pod not in num_shown:
-                reason = ": it wrote nothing" if log else ": its log is gone"
-                err(f"--- {attempt.step}, pod {attempt.pod}" + ("" if lines or not is_over else reason))
+                reason = "it wrote nothing" if log else _reason(directory, can_read=stored is not None)
+                err(f"--- {attempt.step}, pod {attempt.pod}" + ("" if lines or not is_over else f": {reason}"))
             for line in lines[num_shown.get(attempt.pod, 0) :]:
                 out(line if is_plain else f"{attempt.step}: {line}")
             num_shown[attempt.pod] = max(len(lines), num_shown.get(attempt.pod, 0))  # a server that fails shows nothing for once
@@ -91,10 +92,17 @@ def show_logs(
         time.sleep(polling.interval_seconds)
 
 
-def _list_stored(workflow: Mapping[str, Any], run_id: str) -> list[StoredLog]:
-    """Return the logs in the directory of the pipeline's run, whose storage root the run's form has."""
+def _directory(workflow: Mapping[str, Any], run_id: str) -> str:
+    """Return the directory of the pipeline's run, below the storage root of the run's form; empty where that has none."""
     root = str(form_of(workflow).get("storage_root_uri") or "")
-    return (read_soon(lambda: list_logs(pipeline_directory(root, run_id))) or []) if root else []
+    return pipeline_directory(root, run_id) if root else ""
+
+
+def _reason(directory: str, *, can_read: bool) -> str:
+    """Say why there is no log of a step that has ended."""
+    if can_read:
+        return "its log is gone"
+    return f"its pod is gone, and {directory} can't be read from here; with credentials for S3, iddpm logs {directory} shows its log"
 
 
 def _stored_lines(stored: Sequence[StoredLog], attempt: Attempt) -> list[str]:

@@ -14,6 +14,7 @@ from training.distributed.signals import stop_flag, termination_raised
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 5.0
+_LOG_SECONDS = 60.0
 
 
 class PortForwardError(RuntimeError):
@@ -67,6 +68,15 @@ class PortForward:
                 failure = self._failure(process)
                 self._stop()  # the next call starts another one
                 raise PortForwardError(failure)
+
+    def pod_log(self, namespace: str, pod: str) -> str:
+        """Return what a pod has written so far; empty if kubectl can't tell, as of a pod that is gone."""
+        command = [self._kubectl, "--namespace", namespace, "logs", pod, "--container", "main"]
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_LOG_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            return ""
+        return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
     def close(self) -> None:
         """End kubectl."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import fake_kfp
@@ -21,6 +21,10 @@ words = sys.argv[1:]
 open({log!r}, "a").write(" ".join(words) + " " + str(os.getpid()) + "\\n")
 if {refuse!r}:
     sys.exit("error: " + {refuse!r})
+if "logs" in words:
+    log = {logs!r}.get(words[words.index("logs") + 1])
+    print(log, end="")
+    sys.exit(log is None)
 local = int(words[-1].partition(":")[0])
 listener = socket.create_server(("127.0.0.1", local))
 print(f"Forwarding from 127.0.0.1:{{local}} -> 8888", flush=True)
@@ -97,14 +101,18 @@ def iddpm(
 
 @pytest.fixture
 def kubectl(server: FakeKfp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Puts a kubectl on the PATH that forwards to the server; gives the file in which it writes how it was called."""
+    """Puts a kubectl on the PATH that forwards to the server; gives the file in which it writes how it was called.
 
-    def install(*, refuse: str = "", connections: int = 1000) -> Path:
+    `logs` are those that it has, by pod.
+    """
+
+    def install(*, refuse: str = "", connections: int = 1000, logs: Mapping[str, str] | None = None) -> Path:
         log = tmp_path / "kubectl.log"
         script = tmp_path / "bin" / "kubectl"
         script.parent.mkdir(exist_ok=True)
         port = int(server.url.rpartition(":")[2])
-        script.write_text(KUBECTL.format(python=sys.executable, log=str(log), refuse=refuse, port=port, connections=connections))
+        words = {"python": sys.executable, "log": str(log), "refuse": refuse, "port": port, "connections": connections, "logs": logs or {}}
+        script.write_text(KUBECTL.format(**words))
         script.chmod(0o755)
         monkeypatch.setenv("PATH", str(script.parent), prepend=":")
         monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)

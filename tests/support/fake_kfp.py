@@ -25,6 +25,7 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from recorded_workflows import kfp_answer
 
+from components.cluster.workflows import attempts
 from pipelines.compile_checks import parse_documents
 
 API = "/apis/v2beta1"
@@ -66,7 +67,7 @@ class FakeKfp:
         namespaces: With several users, whose there are; None serves one user.
         script: States of its Workflow that a new run goes through, one at each look; the last one stays.
         workflow: The Workflow of every run, as a recording shows it; the server gives it in its older API.
-        logs: Logs by pod; the server answers 200 also where there is none.
+        logs: Logs by pod, which the UI has. The API answers 200 always, but has only what Argo archived; with several users also the pods'.
         faults: By method and end of path, consumed one a request: a status, "drop" to hang up before acting, "lose" to
             hang up after it, or "page" to answer with a web page.
         page: A web page to answer everything with, as a log-in does.
@@ -101,6 +102,13 @@ class FakeKfp:
         kept = {"experiment_id": ident, "display_name": name, "created_at": self._now(), "storage_state": "AVAILABLE", **more}
         self.experiments[ident] = kept | ({"namespace": namespace} if namespace else {})
         return ident
+
+    def has_archived(self, pod: str) -> bool:
+        """Say whether KFP finds the log that Argo archived when the pod ended: its address is in a Workflow that is not compressed."""
+        is_compressed = "compressedNodes" in self.workflow.get("status", {})
+        return not is_compressed and any(
+            each.pod == pod and each.phase in ("Succeeded", "Failed", "Error") for each in attempts(self.workflow)
+        )
 
     def add_run(self, state: str, **more: Any) -> str:
         ident = more.get("run_id") or self._ident("run")
@@ -318,10 +326,12 @@ def _handler(fake: FakeKfp) -> type[BaseHTTPRequestHandler]:
                 return self._send(*_problem(fault, f"told to answer {fault}"))
             if request.path.startswith("/apis/v1alpha1/runs/"):
                 pod = request.path.split("/")[-2]
-                missing = json.dumps({"error_message": f"Failed to read logs from pod {pod} due to error opening log stream"})
-                return self._send(200, fake.logs.get(pod, missing).encode(), "text/plain")
+                missing = json.dumps({"error_message": f"BadRequestError: Failed to read logs from archive {pod}"})
+                found = fake.logs.get(pod, missing) if fake.namespaces is not None or fake.has_archived(pod) else missing
+                return self._send(200, found.encode(), "text/plain")
             if request.path == "/k8s/pod/logs":
-                return self._send(404, b"", "text/plain")
+                ui_pod = request.query.get("podname", "")
+                return self._send(200 if ui_pod in fake.logs else 404, fake.logs.get(ui_pod, "").encode(), "text/plain")
             try:
                 with fake.lock:
                     answer = json.dumps(fake.answer(request)).encode()

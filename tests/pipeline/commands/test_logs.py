@@ -35,7 +35,40 @@ def test_each_line_of_a_step_is_shown_after_its_name_without_those_of_kfps_launc
     status, out, err = iddpm("logs", ended)
     assert status == 0
     assert out == "preprocess: reading\npreprocess: UserError: no such folder\n"
-    assert f"--- close-run, pod {_PODS['close-run']}: its log is gone\n" in err
+    assert f"--- preprocess, pod {_PODS['preprocess']}\n" in err
+
+
+def test_a_log_that_can_not_be_read_says_where_it_is_and_one_that_is_gone_says_so(
+    server: FakeKfp, iddpm: Iddpm, ended: str, tmp_path: Path
+) -> None:
+    root = form_of(_STATES[-1])["storage_root_uri"]
+    there = f"{root}/pipelines/{ended}"
+    assert (
+        f"--- close-run, pod {_PODS['close-run']}: its pod is gone, and {there} can't be read from here; with credentials for S3, "
+        f"iddpm logs {there} shows its log\n"
+    ) in iddpm("logs", ended)[2]
+    server.workflow = json.loads(json.dumps(_STATES[-1]).replace(root, str(tmp_path)))
+    assert f"--- close-run, pod {_PODS['close-run']}: its log is gone\n" in iddpm("logs", ended)[2]
+
+
+@pytest.mark.parametrize("state", ["running", "compressed"])
+def test_through_a_port_forward_kubectl_reads_what_the_api_of_a_single_user_can_not(
+    server: FakeKfp, run_iddpm: Iddpm, kubectl: Callable[..., Path], state: str
+) -> None:
+    """KFP 2.17 looks for pods in no namespace. It finds an archived log by the Workflow's nodes, which a sweep has compressed."""
+    if state == "running":
+        server.workflow, pod = next(
+            (state, each) for state in workflow_states("sweep") for each in attempts(state) if _runs(each, "plan-ablation")
+        )
+    else:
+        server.workflow = workflow_states("sweep-with-compressed-nodes")[-1]
+        assert "compressedNodes" in server.workflow["status"]
+        pod = next(each for each in attempts(server.workflow) if not each.is_driver and each.phase == "Succeeded")
+    run_id = server.add_run("RUNNING")
+    log = kubectl(logs={pod.pod: "I1126 launcher\nlisting\n"})
+    status, out, _ = run_iddpm("logs", run_id, pod.step, "--port-forward", "--kfp-namespace", "pipelines")
+    assert (status, out) == (0, "listing\n")
+    assert f"--namespace pipelines logs {pod.pod} --container main" in log.read_text()
 
 
 def test_a_log_in_which_only_kfps_launcher_wrote_is_not_called_gone(server: FakeKfp, iddpm: Iddpm, ended: str) -> None:
