@@ -42,13 +42,13 @@ DONE = {
     'iddpm submit train train=RAYJOB, "labels": {"example.com/team": "vision"}, "ann; '
     "execute in ray-head 1; execute in ray-worker 1; "
     "DELETE runtimeclasses/iddpm-conformance; DELETE priorityclasses/iddpm-conformance",
-    "runs_shown": "iddpm submit train; iddpm runs --json; iddpm runs; iddpm runs --json",
+    "runs_shown": "iddpm submit train; iddpm runs --json; iddpm runs; iddpm logs run 1 train; iddpm runs --json",
     "logs_kept": f"iddpm submit train train=RAYJOB; iddpm submit train {_NOWHERE} data_uri=s3://iddpm/conformance/test/data/never-made; "
     f"{_FIRST_PODS}; {_SECOND_PODS}; iddpm logs run 1 train; POST pods/iddpm-conformance-logs; DELETE pods/iddpm-conformance-logs",
     "bad_source": f"iddpm submit train {_NOWHERE}",
     "pod_refused": "POST limitranges/iddpm-conformance; iddpm submit train train.memory=30Gi; DELETE limitranges/iddpm-conformance",
     "sweep": 'iddpm submit ablation ablation_name=own-grid ablation_grid={"diffusion.vlb_weight": [0.001, 0.01]} '
-    "experiment_preset=digits-tiny-hybrid-cosine",
+    'experiment_preset=digits-tiny-hybrid-cosine ablation_options={"checkpoint": "last"}; iddpm logs run 1 train-trial (1)',
     "nightly": "POST pods/iddpm-conformance-webhook; iddpm submit train; POST mlflow/runs/log-metric; POST mlflow/runs/log-metric; "
     "POST mlflow/runs/log-metric; POST secrets/iddpm-webhook; "
     "iddpm schedule create model=s3://iddpm/conformance/1130-224121-7d31/runs/conforman; iddpm runs --json; "

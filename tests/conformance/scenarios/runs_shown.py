@@ -1,4 +1,4 @@
-"""`iddpm runs` shows how far a training is, how fast and how good while it runs, and its score and cost when it has ended."""
+"""`iddpm runs` and `iddpm logs` show how far a training is while it runs, and `iddpm runs` its score and cost when it has ended."""
 
 from conformance.cluster import Cluster
 from conformance.record import Claim, Record
@@ -11,6 +11,7 @@ def drive(cluster: Cluster) -> None:
     cluster.wait("MLflow has its first score", lambda: _scored(cluster, run.run_id), 600)
     cluster.iddpm("runs", "--json", note="running", tracked=True)
     cluster.iddpm("runs", note="table", tracked=True)
+    cluster.iddpm("logs", run.run_id, "train", note="log")
     cluster.finish(run)
     cluster.iddpm("runs", "--json", note="ended", tracked=True)
 
@@ -27,6 +28,7 @@ def judge(record: Record) -> list[Claim]:
         record.says("its rate and the time left", "running", r'"images_per_second": [\d.]+,\s+"seconds_left": [\d.]+'),
         record.says("and its best score", "running", r'"best_score": [\d.]+,\s+"best_step": \d+'),
         record.says("the table shows it below its run", "table", r"(?s) left +[\d,]+/[\d,]+ .*exit code 0"),
+        record.says("the log of the running step is shown", "log", r"(?s) step [\d,]+/.*exit code 0"),
         record.says("an ended one its score", "ended", r'(?s)"state": "finished",\s+"error": "",.*"best_score": [\d.]+'),
         record.says("and its cost", "ended", r'"card_hours": [\d.e-]+'),
     ]

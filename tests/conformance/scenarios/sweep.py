@@ -9,10 +9,12 @@ _SMALL = ("optim.num_steps=200", "evaluation.num_samples=200", "evaluation.likel
 def drive(cluster: Cluster) -> None:
     """Submit a grid of two values."""
     words = ["--param", "ablation_name=own-grid", "--param", 'ablation_grid={"diffusion.vlb_weight": [0.001, 0.01]}']
-    words += ["--param", "experiment_preset=digits-tiny-hybrid-cosine"]
+    words += ["--param", "experiment_preset=digits-tiny-hybrid-cosine", "--param", 'ablation_options={"checkpoint": "last"}']
     for override in (*_SMALL, f"seed={cluster.new_seed()}"):
         words += ["--set", override]
-    cluster.finish(cluster.submit(*words, pipeline="ablation"))
+    run = cluster.submit(*words, pipeline="ablation")
+    cluster.finish(run)
+    cluster.iddpm("logs", run.run_id, "train-trial (1)", note="trial")
 
 
 def judge(record: Record) -> list[Claim]:
@@ -26,5 +28,6 @@ def judge(record: Record) -> list[Claim]:
         Claim("two trials are trained", len(trials) == 2 if known else None, f"{len(trials)}"),
         Claim("and measured", len(measured) == 2 if known else None, f"{len(measured)}"),
         record.in_mlflow("MLflow has the sweep, its two trials and their trainings, finished", *("FINISHED",) * 5),
+        record.says("the log of a trial is shown, though the Workflow is compressed", "trial", r"(?s) step [\d,]+/.*exit code 0"),
         Claim("all but the sweep are inside it", None if record.mlflow is None else len(nested) == 4, f"{len(nested)} are nested"),
     ]
