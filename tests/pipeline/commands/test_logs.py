@@ -39,10 +39,11 @@ def test_each_line_of_a_step_is_shown_after_its_name_without_those_of_kfps_launc
 
 
 def test_a_log_that_can_not_be_read_says_where_it_is_and_one_that_is_gone_says_so(
-    server: FakeKfp, iddpm: Iddpm, ended: str, tmp_path: Path
+    server: FakeKfp, iddpm: Iddpm, ended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = form_of(_STATES[-1])["storage_root_uri"]
     there = f"{root}/pipelines/{ended}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "nowhere")  # also where an earlier test has started an S3
     assert (
         f"--- close-run, pod {_PODS['close-run']}: its pod is gone, and {there} can't be read from here; with credentials for S3, "
         f"iddpm logs {there} shows its log\n"
