@@ -99,6 +99,11 @@ class Kfp:
         workflow: dict[str, Any] = json.loads(manifest) if manifest else {}
         return workflow
 
+    @property
+    def can_read_pods(self) -> bool:
+        """True if the log of a pod that runs can surely be read; else only if the address is that of the UI."""
+        return self.multi_user or self._forward is not None
+
     def pod_log(self, run_id: str, pod: str) -> str:
         """Return the log of a step's pod; empty if it is gone.
 

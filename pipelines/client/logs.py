@@ -76,8 +76,8 @@ def show_logs(
             log = "" if lines else _pod_log(kfp, run_id, attempt)
             lines = lines or step_lines(log)
             if attempt.pod not in num_shown:
-                reason = "it wrote nothing" if log else _reason(directory, can_read=stored is not None)
-                err(f"--- {attempt.step}, pod {attempt.pod}" + ("" if lines or not is_over else f": {reason}"))
+                reason = "it wrote nothing" if log else _reason(kfp, directory, is_over=is_over, can_read=stored is not None)
+                err(f"--- {attempt.step}, pod {attempt.pod}" + ("" if lines else f": {reason}"))
             for line in lines[num_shown.get(attempt.pod, 0) :]:
                 out(line if is_plain else f"{attempt.step}: {line}")
             num_shown[attempt.pod] = max(len(lines), num_shown.get(attempt.pod, 0))  # a server that fails shows nothing for once
@@ -98,8 +98,12 @@ def _directory(workflow: Mapping[str, Any], run_id: str) -> str:
     return pipeline_directory(root, run_id) if root else ""
 
 
-def _reason(directory: str, *, can_read: bool) -> str:
-    """Say why there is no log of a step that has ended."""
+def _reason(kfp: Kfp, directory: str, *, is_over: bool, can_read: bool) -> str:
+    """Say why there is no log of a step."""
+    if not is_over:
+        return "no log yet" + (
+            "" if kfp.can_read_pods else "; if none comes, give --port-forward or the UI's address: KFP's API reads no pod"
+        )
     if can_read:
         return "its log is gone"
     return f"its pod is gone, and {directory} can't be read from here; with credentials for S3, iddpm logs {directory} shows its log"

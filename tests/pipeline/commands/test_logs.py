@@ -72,6 +72,19 @@ def test_through_a_port_forward_kubectl_reads_what_the_api_of_a_single_user_can_
     assert f"--namespace pipelines logs {pod.pod} --container main" in log.read_text()
 
 
+def test_a_step_that_runs_without_a_log_says_what_may_show_one(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.workflow, pod = next(
+        (state, each) for state in workflow_states("sweep") for each in attempts(state) if _runs(each, "plan-ablation")
+    )
+    hint = f"--- plan-ablation, pod {pod.pod}: no log yet; if none comes, give --port-forward or the UI's address: KFP's API reads no pod\n"
+    run_id = server.add_run("RUNNING")
+    assert hint in iddpm("logs", run_id)[2]
+    server.logs = {pod.pod: "listing\n"}  # the UI reads pods
+    status, out, err = iddpm("logs", run_id, "plan-ablation")
+    assert (status, out) == (0, "listing\n")
+    assert "no log yet" not in err
+
+
 def test_a_log_in_which_only_kfps_launcher_wrote_is_not_called_gone(server: FakeKfp, iddpm: Iddpm, ended: str) -> None:
     server.logs = {_PODS["close-run"]: "I1126 launcher\n"}
     assert f"--- close-run, pod {_PODS['close-run']}: it wrote nothing\n" in iddpm("logs", ended)[2]
