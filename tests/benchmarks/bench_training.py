@@ -11,9 +11,12 @@ from measuring import Measured, Run, convolution_peak, excess_percent, of, ratio
 from photographs import crops_of_photographs
 from training_steps import NETWORKS, baseline_step, move_by_parameter, network_experiment, our_trainer, set_up, updates_of
 
+from training.config.experiment import Experiment
+from training.config.files import read_experiment_file
 from training.config.presets import preset
 from training.cost.accelerators import CARDS
 from training.cost.estimate import TRAINING_PASSES, count_macs
+from training.cost.suggest import suggest_experiment
 from training.data.loading.loader import Loader
 from training.models.ema import EMA
 from training.models.unet import make_model
@@ -29,7 +32,9 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
     for name in NETWORKS:
         yield from _steps(name, run, peaks)
         gc.collect()
-    yield "digits", _demo_network(run)
+    yield "digits", _throughput(preset("digits-hybrid-cosine"), run)
+    if run.device.type == "cpu":
+        yield "own", _throughput(_own_images_experiment(), run)
     yield "ema", _average(run)
     if run.device.type == "cpu":
         yield "loader", _from_loader(run)
@@ -60,8 +65,12 @@ def _steps(name: str, run: Run, peaks: dict[str, float]) -> Iterator[tuple[str, 
         yield f"{name}-mfu", Measured(value=statistics.median(each), low=min(each), high=max(each))
 
 
-def _demo_network(run: Run) -> Measured:
-    experiment = preset("digits-hybrid-cosine")
+def _own_images_experiment() -> Experiment:
+    """What `iddpm init` suggests for thousands of small colour images and a CPU."""
+    return read_experiment_file(suggest_experiment(num_images=4_000, min_side=64, channels=3, num_classes=10, card="CPU", name="own"))
+
+
+def _throughput(experiment: Experiment, run: Run) -> Measured:
     times = take_turns(
         {"step": updates_of(our_trainer(experiment, run.device, precision="fp32"))}, rounds=run.rounds(20), device=run.device
     )

@@ -216,6 +216,7 @@ ROWS: tuple[Row, ...] = (
     *_numerics(),
     *_training(),
     Row(key="training.digits", what="training of the demo's network", against="", unit="images/s", goals={"cpu": None, "cuda": None}),
+    Row(key="training.own", what="training of the network for one's own images on a CPU", against="", unit="images/s", goals={"cpu": None}),
     Row(
         key="training.ema",
         what="average of CIFAR-10's weights, one update (foreach)",

@@ -18,7 +18,7 @@ from pipelines.local.images import absolute, held_out, require_sources
 from training import storage
 from training.config.errors import UserError
 
-_DEMO_HOURS = 0.5
+_DEMO_HOURS = 0.3
 """The longest training of a demo of a user's own images."""
 
 
