@@ -130,6 +130,8 @@ def _experiment_of(trial: Trial) -> Experiment:
 
 def _require_measurable(request: AblationRequest, planned: Sequence[tuple[Trial, Experiment]]) -> None:
     """Refuse trials whose measures would fail after hours, or have no counterpart: a run that the user named may have any experiment."""
+    from evaluation.ablations.trials.measures import require_history
+
     sizes: dict[tuple[str, ...], tuple[str, str]] = {}
     for trial, experiment in planned:
         timesteps, data = experiment.diffusion.num_timesteps, experiment.data
@@ -138,6 +140,8 @@ def _require_measurable(request: AblationRequest, planned: Sequence[tuple[Trial,
             raise UserError(
                 f"{trial.label} has {timesteps} timesteps, and {request.name} takes {counts} steps; take a model of more timesteps"
             )
+        if "history-likelihood" in trial.measures and not trial.run_uri:
+            require_history(experiment.optim)
         same: dict[tuple[str, ...], str] = {}
         if "bound" in trial.measures or request.ablation().joint == "ensemble":
             same["timesteps",] = f"{timesteps:,} timesteps"

@@ -66,7 +66,7 @@ def _steps(name: str, run: Run, peaks: dict[str, float]) -> Iterator[tuple[str, 
 
 
 def _own_images_experiment() -> Experiment:
-    """What `iddpm init` suggests for thousands of small colour images and a CPU."""
+    """The experiment that `iddpm init` suggests for thousands of small colour images and a CPU."""
     return read_experiment_file(suggest_experiment(num_images=4_000, min_side=64, channels=3, num_classes=10, card="CPU", name="own"))
 
 

@@ -38,6 +38,11 @@ def points_of(record: TrialRecord | None, measure: str) -> list[dict[str, Any]]:
     return list((record.measures.get(measure) or {}).get("points", ())) if record else []
 
 
+def missing_steps(record: TrialRecord | None, measure: str) -> list[int]:
+    """Return the steps at which a curve over training could not be measured; none where the trial or the measure is missing."""
+    return list((record.measures.get(measure) or {}).get("left_out", ())) if record else []
+
+
 def curve(record: TrialRecord | None, measure: str, kind: str = "") -> dict[int, Estimate]:
     """Return a curve as number of steps -> estimate.
 

@@ -18,6 +18,7 @@ from evaluation.ablations.claims.estimates import (
     find,
     full_likelihood_steps,
     mean,
+    missing_steps,
     score_curve,
 )
 from evaluation.ablations.trials.joint import ENDS_SHARE
@@ -296,10 +297,14 @@ class _Course:
 def _dropout(records: Records) -> Claims:
     courses: dict[str, _Course] = {}
     for schedule in ("linear", "cosine"):
-        points = {step: value for step, (value, _) in curve(find(records, schedule=schedule, dropout=0.1), "history-likelihood").items()}
-        if len(points) > 1:
+        record = find(records, schedule=schedule, dropout=0.1)
+        points = {step: value for step, (value, _) in curve(record, "history-likelihood").items()}
+        text = f"The {schedule} model with dropout 0.1 overfits."
+        if missing := [step for step in missing_steps(record, "history-likelihood") if step > min(points, default=0)]:
+            evidence = f"Its bits/dim are missing at some steps, the first of them {missing[0]:,}: no average could be rebuilt there."
+            yield Finding(text, _FIGURE_6, "not decided here", evidence)
+        elif len(points) > 1:
             course = courses[schedule] = _Course.of(points)
-            text = f"The {schedule} model with dropout 0.1 overfits."
             yield course.test_rise(text, _FIGURE_6, _RISE_OF_BITS, "Its bits/dim on test images")
     if len(courses) == 2:
         cosine, linear = courses["cosine"], courses["linear"]

@@ -6,6 +6,7 @@ an interruption and for another ablation of the same run.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +31,12 @@ from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import averages, checkpoint
 from training.config.errors import UserError
-from training.config.experiment import SamplingConfig, SamplingMethod
+from training.config.experiment import OptimConfig, SamplingConfig, SamplingMethod
 from training.config.plain import as_plain_fields
 from training.config.spacing import learned_count, likelihood_spacing, parse_spacing, uniform_spacing
 from training.console import say
 from training.data.format.manifest import read_manifest
-from training.models.posthoc_ema import ReconstructionError
+from training.models.posthoc_ema import ReconstructionError, Snapshot, combine, sufficient
 
 NUM_GRID_IMAGES = 10
 PURPOSE = "ablation"
@@ -169,10 +170,37 @@ def score_history(model: TrialModel) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def require_history(optim: OptimConfig) -> None:
+    """Refuse a training from whose snapshots `likelihood_history` could not rebuild the average to its end.
+
+    A power-function average widens as the training goes on, and an exponential one does not. So the last checkpoint is the hardest.
+
+    Raises:
+        UserError: There is no average or no snapshot, or the snapshots do not determine the average; the message says what helps.
+    """
+    if not optim.ema_decays or not optim.ema_snapshot_stds:
+        raise UserError(
+            "bits/dim over training are those of an average of the weights, rebuilt from snapshots; "
+            "set optim.ema_decays, like 0.99, and optim.ema_snapshot_stds, like 0.05,0.1,0.2"
+        )
+    decay, last, interval = optim.ema_decays[0], optim.num_steps, optim.checkpoint_interval
+    stored = [Snapshot(step=step, std=std) for step in (*range(interval, last, interval), last) for std in optim.ema_snapshot_stds]
+    error = combine(sufficient(stored, step=last, decay=decay, max_error=_MAX_REBUILD_ERROR), step=last, decay=decay).error
+    if error > _MAX_REBUILD_ERROR:
+        raise UserError(
+            f"bits/dim over training are those of the average of decay {decay:g}, and snapshots of every {interval:,} updates would not "
+            f"determine it: at step {last:,} it would be off by {error:.1%}, and {_MAX_REBUILD_ERROR:.0%} is allowed; set a smaller "
+            "optim.checkpoint_interval, narrower snapshots too (optim.ema_snapshot_stds=0.01,0.02,0.05,0.1,0.2), or a longer average "
+            "(optim.ema_decays)"
+        )
+
+
 def likelihood_history(model: TrialModel) -> dict[str, Any]:
     """Measure bits/dim over the course of training (supplement figure 6), from averages rebuilt at every snapshot.
 
-    The average has the experiment's first decay. Steps whose snapshots do not determine it (the first ones) are left out.
+    The average has the experiment's first decay. Steps whose snapshots do not determine it are left out: of a training that
+    `require_history` allows, at most the first ones.
 
     Raises:
         UserError: The experiment has no average.

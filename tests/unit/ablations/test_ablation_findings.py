@@ -211,6 +211,19 @@ def test_schedules_are_compared_by_the_steps_of_their_smallest_bits_per_dim() ->
     assert "still becoming better" in found[0].evidence
 
 
+def test_a_curve_without_its_later_points_decides_nothing_and_says_which_are_missing() -> None:
+    """The first step may be missing: its average is too short for the snapshots."""
+
+    def record(schedule: str, left_out: list[int]) -> TrialRecord:
+        points = [{"step": step, "bits_per_dim": step / 100, "standard_error": 0.01} for step in (200, 300)]
+        return _record(1.0, schedule=schedule, dropout=0.1, measures={"history-likelihood": {"points": points, "left_out": left_out}})
+
+    found = findings("cifar10-dropout", [record("linear", [100]), record("cosine", [100, 400, 500])])
+    assert [finding.verdict for finding in found[:2]] == ["as the paper says", "not decided here"]
+    assert found[1].evidence == "Its bits/dim are missing at some steps, the first of them 400: no average could be rebuilt there."
+    assert not [finding for finding in found if "reaches its optimum" in finding.claim]
+
+
 def test_the_earlier_optimum_is_undecided_until_that_curve_has_become_worse() -> None:
     records = [
         _record(2.0, dropout=0.0, measures=_history({100: 3.0, 200: 2.0, 300: 2.01})),

@@ -10,9 +10,10 @@ from components.ablations.planning import list_data_sets, plan
 from components.ablations.steps import finished_record, reason
 from components.ablations.tracking import run_name
 from components.steps.reference import planned_reference, reference_for
-from evaluation.ablations.definitions.ablation import trials, values_of
+from evaluation.ablations.definitions.ablation import Scale, trials, values_of
 from evaluation.ablations.definitions.paper import find_ablation
 from evaluation.ablations.definitions.request import AblationRequest
+from evaluation.ablations.trials.measures import require_history
 from evaluation.ablations.trials.record import TrialRecord, record_uri
 from evaluation.features.extractors import extractor_traits, load_extractor
 from training import storage
@@ -96,6 +97,30 @@ def test_a_data_set_without_the_test_images_that_a_trial_measures_is_refused_bef
     with pytest.raises(UserError, match=f"{tmp_path}/data has no test images"):
         plan(AblationRequest(name="width", scale="tiny"), str(tmp_path), "an experiment", data_uri=f"{tmp_path}/data")
     assert [each.name for each in tmp_path.iterdir()] == ["data"], "nothing was written"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("optim.num_steps=4000", "optim.checkpoint_interval=400"), "at step 4,000 it would be off by 14.5%, and 2% is allowed"),
+        (("optim.ema_decays=",), "set optim.ema_decays, like 0.99, and optim.ema_snapshot_stds"),
+        (("optim.ema_snapshot_stds=",), "set optim.ema_decays, like 0.99, and optim.ema_snapshot_stds"),
+    ],
+)
+def test_snapshots_that_would_not_give_the_curve_over_training_are_refused_before_any_trial(
+    overrides: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    request = AblationRequest(name="cifar10-dropout", scale="small", overrides=overrides)
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan(request, str(tmp_path), "an experiment")
+    assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+@pytest.mark.parametrize("scale", ["tiny", "small"])
+def test_the_snapshots_of_every_scale_and_those_that_a_refusal_names_give_the_curve(scale: Scale) -> None:
+    for overrides in ((), ("optim.num_steps=4000", "optim.checkpoint_interval=400", "optim.ema_snapshot_stds=0.01,0.02,0.05,0.1,0.2")):
+        for trial in AblationRequest(name="cifar10-dropout", scale=scale, overrides=overrides).trials():
+            require_history(trial.experiment.optim)
 
 
 def test_a_plan_takes_statistics_that_are_there_without_loading_the_extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
