@@ -58,7 +58,7 @@ def _demo_experiment(images: str) -> Path:
     # Two directories of one name are two data sets.
     name = f"{_slug(Path(images).stem)}-{hashlib.sha256(absolute(images).encode()).hexdigest()[:6]}"
     file = default_home() / "demo" / f"{name}.toml"
-    text = "" if file.exists() else _write_experiment(images, card="CPU", name=name, hours=_DEMO_HOURS)
+    text = "" if file.exists() else _write_experiment(images, card="CPU", name=name, hours=_DEMO_HOURS, compares_best=False)
     if text:
         prepare(default_home())
         storage.write_bytes(str(file), text.encode())
@@ -89,7 +89,7 @@ def init(
     print(f"{out} has an experiment for them and says why; change it as you like, then:\n  {command}")
 
 
-def _write_experiment(images: str, *, card: str, name: str, hours: float | None = None) -> str:
+def _write_experiment(images: str, *, card: str, name: str, hours: float | None = None, compares_best: bool = True) -> str:
     """Look at a user's images, print what they are, and return the text of an experiment file for them."""
     connect()
     from training.cost.suggest import largest_image_size, suggest_experiment
@@ -127,6 +127,7 @@ def _write_experiment(images: str, *, card: str, name: str, hours: float | None 
         name=name,
         num_cores=available_cores(),
         hours=hours,
+        compares_best=compares_best,
     )
 
 

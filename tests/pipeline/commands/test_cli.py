@@ -657,6 +657,7 @@ def test_a_demo_of_own_images_writes_its_experiment_once_and_keeps_what_the_user
     experiment = read_experiment_file(file)
     assert file.stem == experiment.name == experiment.data.name
     assert experiment.data.num_classes == 2
+    assert experiment.evaluation.rescore_best == 1, "a demo does not compare checkpoints for as long as it trains"
     file.write_text(file.read_text() + "\n# mine\n")
     assert local._demo_experiment(str(images)) == file
     assert file.read_text().endswith("# mine\n")
