@@ -79,6 +79,8 @@ def test_a_step_that_runs_without_a_log_says_what_may_show_one(server: FakeKfp, 
     hint = f"--- plan-ablation, pod {pod.pod}: no log yet; if none comes, give --port-forward or the UI's address: KFP's API reads no pod\n"
     run_id = server.add_run("RUNNING")
     assert hint in iddpm("logs", run_id)[2]
+    server.logs = {pod.pod: "I1126 launcher\n"}
+    assert f"--- plan-ablation, pod {pod.pod}: it has written nothing yet\n" in iddpm("logs", run_id)[2]
     server.logs = {pod.pod: "listing\n"}  # the UI reads pods
     status, out, err = iddpm("logs", run_id, "plan-ablation")
     assert (status, out) == (0, "listing\n")
