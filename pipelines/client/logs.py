@@ -76,8 +76,8 @@ def show_logs(
             log = "" if lines else _pod_log(kfp, run_id, attempt)
             lines = lines or step_lines(log)
             if attempt.pod not in num_shown:
-                nothing = "it wrote nothing" if is_over else "it has written nothing yet"
-                reason = nothing if log else _reason(kfp, directory, is_over=is_over, can_read=stored is not None)
+                empty = "it wrote nothing" if is_over else "it has written nothing yet"
+                reason = empty if log else _reason(kfp, directory, is_over=is_over, can_read=stored is not None)
                 err(f"--- {attempt.step}, pod {attempt.pod}" + ("" if lines else f": {reason}"))
             for line in lines[num_shown.get(attempt.pod, 0) :]:
                 out(line if is_plain else f"{attempt.step}: {line}")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from training.config.errors import UserError
+from training.data.cache import disk_cache
 from training.data.cache.disk_cache import CacheEntry, get_or_make, reserve
 from training.data.loading.loader import Loader
 from training.data.preparation.options import Options
@@ -81,6 +82,22 @@ def test_what_is_still_made_counts_in_the_budget(tmp_path):
     (tmp_path / f".archive-{'d' * 32}.123.partial").write_bytes(bytes(KIB))
     evict(tmp_path, 0, budget_bytes=3 * KIB)
     assert len(names("ab") & kept(tmp_path)) == 1
+
+
+def test_an_entry_that_another_thread_completes_meanwhile_counts_in_the_budget(tmp_path, monkeypatch):
+    fill(tmp_path, "a")
+    partial = tmp_path / f"{'b' * 32}.partial"
+    partial.write_bytes(bytes(KIB))
+    size = disk_cache.size_on_disk
+
+    def complete_it_first(path: Path) -> int:
+        if partial.exists():
+            partial.rename(tmp_path / ("b" * 32))
+        return size(path)
+
+    monkeypatch.setattr(disk_cache, "size_on_disk", complete_it_first)
+    evict(tmp_path, KIB, budget_bytes=2 * KIB)
+    assert kept(tmp_path) == {"b" * 32}
 
 
 def test_an_entry_in_use_stays_even_over_the_budget(tmp_path):

@@ -156,7 +156,11 @@ def _entries(directory: Path) -> list[Path]:
 
 def _size_of_entries(directory: Path) -> int:
     """Return the bytes of all entries, and of incomplete ones, which have more after their names, or a dot before."""
-    return sum(size_on_disk(path) for path in directory.iterdir() if _NAME.match(path.name.removeprefix(".")))
+    listed = [path for path in directory.iterdir() if _NAME.match(path.name.removeprefix("."))]
+    incomplete = [path for path in listed if path.name.endswith(_PARTIAL)]
+    # Another thread or process may give an entry its name meanwhile, so names are looked at last: it counts at least once.
+    complete = {path.with_name(path.name.removesuffix(_PARTIAL).removesuffix(_LOCK)) for path in listed}
+    return sum(size_on_disk(path) for path in (*incomplete, *complete))
 
 
 def _evict_unused(path: Path) -> None:
