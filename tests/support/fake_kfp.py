@@ -306,6 +306,8 @@ class FakeKfp:
 def _handler(fake: FakeKfp) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # The head and the body are two writes: with Nagle, each answer would wait 40 ms for the client to confirm its head.
+        disable_nagle_algorithm = True
 
         def _serve(self) -> None:
             request = self._request()

@@ -198,6 +198,8 @@ def _problem(code: int, message: str) -> tuple[int, Any]:
 def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # The head and the body are two writes: with Nagle, each answer would wait 40 ms for the client to confirm its head.
+        disable_nagle_algorithm = True
 
         def _serve(self) -> None:
             split = urlsplit(self.path)
