@@ -27,7 +27,7 @@ def demo(
     overrides: list[str] = options.SET,
     force_from: str = options.FROM,
 ) -> None:
-    """Train, evaluate and report a small model: of handwritten digits in a few minutes, of other images in less than an hour."""
+    """Train, evaluate and report a small model: of handwritten digits in a few minutes; other images take longer."""
     from pipelines.client.arguments import arguments_of, compiled_pipeline
     from pipelines.local.training import train_here
 
