@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, get_context
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
@@ -154,6 +154,7 @@ def _fit(job: Job, scratch: str) -> Outcome:
                 # Ray would start workers that die as they start again for ever.
                 failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES, controller_failure_limit=0),  # type: ignore[call-arg]
                 logging_config=LoggingConfig(log_level="WARNING"),  # its files in S3 keep all lines
+                callbacks=[_Failures()],  # type: ignore[list-item]  # as above
             ),
         )
         try:
@@ -211,14 +212,28 @@ def _reason(error: Exception) -> str:
     """Return why Ray gave a training up, in one line."""
     if shortage := memory_shortage(error):
         return shortage
-    causes = getattr(error, "worker_failures", None) or {}
-    reasons = "; ".join(f"worker {rank}: {lines_of(cause)[-1]}" for rank, cause in sorted(causes.items()))
     cause = _cause(error)
     if isinstance(cause, WorkerGroupStartupFailedError):  # Ray puts a traceback before the reason
         return f"a worker died as it started: {lines_of(cause)[-1].rstrip('.')}"
     if isinstance(cause, ray.exceptions.ActorDiedError):
         return "the process that leads the workers (Ray's TrainController) was killed or crashed; Ray's lines before this one say why"
-    return reasons or lines_of(cause)[0].rstrip(".")
+    return _reasons(getattr(error, "worker_failures", None) or {}) or lines_of(cause)[0].rstrip(".")
+
+
+def _reasons(causes: Mapping[int, Exception]) -> str:
+    """Return why each of the workers of these ranks failed, in one line."""
+    return "; ".join(f"worker {rank}: {_reason_of_worker(cause)}" for rank, cause in sorted(causes.items()))
+
+
+def _reason_of_worker(cause: Exception) -> str:
+    cause = getattr(cause, "health_check_failure", cause)
+    if shortage := memory_shortage(cause):
+        return shortage
+    if isinstance(cause, ray.exceptions.ActorDiedError):
+        return "its process was killed or crashed"
+    if isinstance(cause, ray.exceptions.ActorUnavailableError):
+        return "its process does not answer"
+    return lines_of(cause)[-1]  # of an error in the training, the last line of its traceback
 
 
 def _is_loss(error: Exception) -> bool:
@@ -231,6 +246,21 @@ def _is_loss(error: Exception) -> bool:
 def _cause(error: Exception) -> Exception:
     """Return the error of what leads the workers; another error is its own cause."""
     return getattr(error, "controller_failure", error)
+
+
+# -- in the process that leads the workers ------------------------------------------------------------------------------
+
+
+class _Failures(UserCallback):
+    """Tells of each failure after which Ray starts the workers again; without it, only Ray's own log would."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        self._count += 1
+        if self._count <= MAX_WORKER_FAILURES:  # else Ray gives up, and the driver tells why
+            say(f"{_reasons(worker_exceptions)}; starting the workers again ({self._count} of {MAX_WORKER_FAILURES})")
 
 
 # -- in a worker -------------------------------------------------------------------------------------------------------

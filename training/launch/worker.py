@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +18,7 @@ from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.run_keys import training_fields
-from training.console import format_bytes
+from training.console import format_bytes, say
 from training.data.format.manifest import read_manifest
 from training.data.loading.loader import Loader
 from training.distributed.arithmetic import require_fast
@@ -31,6 +33,7 @@ from training.tracking.tracked_run import flatten
 SCORE_MEMORY_SHARE = 0.25
 """Part of the memory of a worker's GPU for scores that another process takes on it."""
 _SET_UP_TIMEOUT = timedelta(hours=12)
+_SLOW_START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +72,8 @@ def train_worker(job: Job, control: Control, *, device: torch.device, rank: int 
     hooks = rank_zero.hooks() if rank_zero is not None else Hooks()
     try:
         if ready is not None:
-            dist.barrier(ready)
+            with _told_if_slow(rank):
+                dist.barrier(ready)
         if rank == 0:
             control.begin()
         outcome = train_with_rollbacks(
@@ -87,6 +91,19 @@ def train_worker(job: Job, control: Control, *, device: torch.device, rank: int 
     finally:
         if rank_zero is not None:
             rank_zero.close()
+
+
+@contextlib.contextmanager
+def _told_if_slow(rank: int) -> Iterator[None]:
+    """Say once that this worker waits for the others, if the block takes long: all of them read data, but one may hang."""
+    message = f"worker {rank} is ready and has waited {_SLOW_START_SECONDS:.0f} s for the others; they may still read their data"
+    alarm = threading.Timer(_SLOW_START_SECONDS, say, [message])
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
 
 
 def _rank_zero_hooks(job: Job, world_size: int, control: Control) -> RankZeroHooks:

@@ -75,6 +75,8 @@ def test_a_run_through_most_faults_ends_as_if_nothing_had_happened(
     finally:
         for process in away:
             process.resume()
+    told = r"iddpm\| worker \d: its process was killed or crashed(; worker .*)?; starting the workers again \(1 of 3\)\n"
+    assert re.search(told, run.text), run.text[-3000:]
 
     # SIGTERM saves a checkpoint at any step, also between two lines of the log.
     run.process.send_signal(signal.SIGTERM)
@@ -98,7 +100,8 @@ def test_a_run_through_most_faults_ends_as_if_nothing_had_happened(
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             stopped.kill()
-    assert re.search(r"rank 1 stands still in step \d+; rank 0 waited 8 s", run.text), run.text[-3000:]
+    told = r"iddpm\| worker \d: .*rank 1 stands still in step \d+; rank 0 waited 8 s.*; starting the workers again \(1 of 3\)\n"
+    assert re.search(told, run.text), run.text[-3000:]
     family, workers = psutil.Process(run.process.pid).children(recursive=True), run.workers()
     run.process.kill()
     run.wait()

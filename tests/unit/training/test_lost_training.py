@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 
 from training.checkpoints import checkpoint
 from training.config.experiment import Resources
 from training.config.presets import preset
-from training.launch import ray_train
+from training.launch import ray_train, worker
 from training.loop.interfaces import Job, Outcome, TrainingError
 
 LOST = ray.exceptions.NodeDiedError("The node died.\nIt was ...")  # type: ignore[no-untyped-call]
@@ -125,3 +131,39 @@ def test_workers_that_find_no_room_are_waited_for(
     full = ray.train.ControllerError(WorkerGroupStartupTimeoutError(num_workers=1))
     assert _train(monkeypatch, tmp_path, *[(20, full)] * 10, (30, END)) == END
     assert capsys.readouterr().out.count("no room for 1 worker(s) yet on the Ray cluster; waiting for it\n") == 10
+
+
+def test_each_failure_after_which_ray_starts_the_workers_again_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    failures = ray_train._Failures()
+    killed = WorkerHealthCheckFailedError("A worker health check failed.", ray.exceptions.ActorDiedError())
+    late = ray.exceptions.ActorUnavailableError("The actor is unavailable", None)
+    raised = UserExceptionWithTraceback(
+        TrainingError("rank 1 stands still"), "Traceback ...\n  File ...\nTrainingError: rank 1 stands still"
+    )
+    failures.after_exception(None, {1: raised, 0: killed})
+    failures.after_exception(None, {0: WorkerHealthCheckFailedError("A worker health check failed.", late)})
+    failures.after_exception(None, {0: WorkerHealthCheckFailedError("A worker health check failed.", NO_MEMORY)})
+    failures.after_exception(None, {0: killed})
+    first, second, third = capsys.readouterr().out.splitlines()  # the driver tells of the last one, after which Ray gives up
+    assert first == (
+        "iddpm| worker 0: its process was killed or crashed; worker 1: TrainingError: rank 1 stands still; "
+        "starting the workers again (1 of 3)"
+    )
+    assert second == "iddpm| worker 0: its process does not answer; starting the workers again (2 of 3)"
+    assert third.startswith(f"iddpm| worker 0: {SHORT}")
+    assert third.endswith("; starting the workers again (3 of 3)")
+
+
+def test_a_worker_that_waits_long_for_the_others_says_so_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "iddpm| worker 1 is ready and has waited 0 s for the others; they may still read their data\n"
+    monkeypatch.setattr(worker, "_SLOW_START_SECONDS", 0.01)
+    with worker._told_if_slow(1):
+        seen = ""
+        while line not in seen:
+            time.sleep(0.01)
+            seen += capsys.readouterr().out
+    assert seen == line
+    monkeypatch.setattr(worker, "_SLOW_START_SECONDS", 60.0)
+    with worker._told_if_slow(1):
+        pass
+    assert not capsys.readouterr().out
