@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from components.ablations.directory import Plan, read_plan
 from components.ablations.tracking import comparison_url, parallel_coordinates
@@ -15,6 +13,7 @@ from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.page.gallery import SUMMARY
 from evaluation.records.numbers import plain_estimate
+from evaluation.reports.study import as_csv
 from training import storage
 from training.console import say
 from training.tracking.client import TrackingError
@@ -70,7 +69,7 @@ def make_report(ablation_uri: str, page_path: str = "", *, cancelled: bool = Fal
         "compare_url": compare_url,
     }
     flat = [row.to_dict() for row in rows]
-    table, csv_table = {**summary, "rows": flat}, _as_csv(flat)
+    table, csv_table = {**summary, "rows": flat}, as_csv(flat)
     uri = storage.join(ablation_uri, PAGE)
     storage.write_bytes(uri, page.encode())
     storage.write_bytes(storage.join(ablation_uri, "table.csv"), csv_table.encode())
@@ -133,15 +132,6 @@ def collect(ablation_uri: str, request: AblationRequest) -> list[TrialRecord]:
         label = label_of(role, seed)
         records.append(read_record(ablation_uri, label) or TrialRecord(label=label, role=role, error=error, seed=seed))
     return records
-
-
-def _as_csv(rows: list[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 def _describe(record: TrialRecord) -> str:

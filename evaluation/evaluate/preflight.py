@@ -17,7 +17,7 @@ from evaluation.memorisation.copied_share import FALSE_ALARM_RATE
 from evaluation.memorisation.nearest import MAX_NEIGHBOURS
 from evaluation.memorisation.search import MAX_IMAGES, obstacle
 from evaluation.records.devices import default_batch_size, describe_arithmetic, sampling_batch_size
-from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling, versions
+from evaluation.records.protocol_card import derived_seed, describe_sampling, versions
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.sampling.chunks import default_chunk_size
 from evaluation.sampling.generate import QUANTIZATION
@@ -28,7 +28,7 @@ from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.config.plain import as_plain_fields
+from training.config.plain import as_plain, as_plain_fields
 from training.console import say
 from training.data.format.manifest import read_manifest
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from torch.nn import functional
 
 from evaluation.memorisation.copied_share import FALSE_ALARM_RATE, CopiedShare, copied_share
 from evaluation.memorisation.nearest import Space, nearest_images
-from evaluation.records.protocol_card import as_plain
 from training import storage
 from training.config.errors import UserError
+from training.config.plain import PlainRecord
 from training.console import with_progress
 from training.data.format.manifest import MANIFEST, read_manifest
 from training.data.loading.row_groups import iterate
@@ -44,7 +43,7 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Memorisation:
+class Memorisation(PlainRecord):
     """The findings of one search.
 
     Attributes:
@@ -70,10 +69,6 @@ class Memorisation:
         note = f"near copies of training images among {found.num_images:,} samples, in {self.space}"
         method = "draws of the rates of flagged images, false alarms and recall"
         return {"value": found.share, "standard_error": found.standard_error, "interval": [low, high], "method": method, "note": note}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return as_plain(dataclasses.asdict(self))
 
 
 def obstacle(data_uri: str) -> str:

@@ -20,7 +20,7 @@ from evaluation.features.extractors import FeatureExtractor, load_extractor
 from evaluation.monitoring import early_stopping
 from evaluation.records import grids
 from evaluation.records.devices import choose_device
-from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling, versions
+from evaluation.records.protocol_card import derived_seed, describe_sampling, versions
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.records.stored import finite_scores
 from evaluation.sampling.generate import QUANTIZATION, LowRes, NotFiniteError, RealLowRes, generate
@@ -28,7 +28,7 @@ from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest, l
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import EvaluationConfig, Experiment, Precision, SamplingConfig
-from training.config.plain import as_plain_fields
+from training.config.plain import as_plain, as_plain_fields
 from training.console import say
 
 _Score = TypeVar("_Score", bound=Mapping[str, Any])

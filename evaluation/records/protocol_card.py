@@ -60,21 +60,6 @@ def derived_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:6])
 
 
-def as_plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert values for JSON: tuples become lists, numbers that are not finite become null."""
-    return {name: _plain(item) for name, item in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not -float("inf") < value < float("inf"):
-        return None
-    return value
-
-
 def card_rows(card: Mapping[str, Any], likelihood_summary: Mapping[str, Any] | None = None, *, model: bool = True) -> list[tuple[str, str]]:
     """Describe a card of `evaluation.evaluate.preflight` in words: rows of a name and its value.
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from evaluation.records.protocol_card import as_plain
 from evaluation.records.score_card import Score, distance_score, likelihood_score, metric_score
 from evaluation.records.stored import CheckedAs, Number
 from training import storage
-from training.config.validation import require, validate
+from training.config.plain import PlainRecord
+from training.config.validation import require
 
 
 @dataclass(kw_only=True)
@@ -87,7 +85,7 @@ class _StoredMetric:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationResult:
+class EvaluationResult(PlainRecord):
     """The numbers of one model and their protocol; stored as JSON.
 
     Attributes:
@@ -133,16 +131,6 @@ class EvaluationResult:
     def rank(self) -> float:
         """The distance, or infinity if it is not finite, for choosing the smallest."""
         return self.distance if math.isfinite(self.distance) else math.inf
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return as_plain(dataclasses.asdict(self))
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> EvaluationResult:
-        """Return the result of a `to_dict`."""
-        result: EvaluationResult = validate(cls, value)
-        return result
 
     @classmethod
     def read(cls, uri: str) -> EvaluationResult:

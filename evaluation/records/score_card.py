@@ -6,7 +6,6 @@ where the mean over many draws of as many samples lies, and compares models at e
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from evaluation.records.intervals import JACKKNIFE, LESS_EXCESS, Interval, jackknife_bias, jackknife_error, student_interval
 from evaluation.records.numbers import NONE, format_digits, format_error
-from evaluation.records.protocol_card import as_plain
+from training.config.plain import PlainRecord
 
 _TITLES = {
     "kid": "KID",
@@ -39,7 +38,7 @@ SHARES = frozenset({"label_agreement", "precision", "recall", "coverage", "copie
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
+class Score(PlainRecord):
     """One number of an evaluation.
 
     Attributes:
@@ -62,10 +61,6 @@ class Score:
     bias: float | None
     note: str
     is_share: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return as_plain(dataclasses.asdict(self))
 
 
 def distance_score(name: str, value: float, error: float | None, without_blocks: Sequence[float], num_samples: int) -> Score:

@@ -13,7 +13,7 @@ from pydantic_core import CoreSchema, core_schema
 from training.config.validation import adapter
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""A number; null, which JSON has for one that is not finite (`protocol_card.as_plain`), is read as NaN."""
+"""A number; null, which JSON has for one that is not finite (`as_plain`), is read as NaN."""
 
 
 def finite_scores(score: Mapping[str, Any]) -> dict[str, float]:

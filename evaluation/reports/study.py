@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluation.records.protocol_card import as_plain
 from training import storage
+from training.config.plain import as_plain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,3 +53,13 @@ class Study:
 def as_json(value: Mapping[str, Any]) -> bytes:
     """Return plain values as the content of a JSON file."""
     return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as the content of a CSV file. Its columns are the keys of all of them; a row is empty where it lacks one."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

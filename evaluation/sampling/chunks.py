@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from evaluation.records.protocol_card import as_plain
 from evaluation.sampling.trained_model import load_cached
 from training import storage
-from training.config.plain import as_plain_fields
+from training.config.plain import as_plain, as_plain_fields
 from training.console import format_duration, say, with_progress
 from training.distributed.ray_session import parallel_map
 

@@ -19,7 +19,6 @@ from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import comparable, read_history
 from evaluation.monitoring.early_stopping import Candidate, best_checkpoints
 from evaluation.records.paired import Difference
-from evaluation.records.protocol_card import as_plain
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import CHOICE, EVALUATIONS
 from evaluation.sampling.generate import NotFiniteError
@@ -27,6 +26,7 @@ from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
+from training.config.plain import as_plain
 from training.console import say
 
 

@@ -23,7 +23,7 @@ from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import read_comparable
 from evaluation.records import grids, npz
 from evaluation.records.paired import Difference
-from evaluation.records.protocol_card import as_plain, derived_seed
+from evaluation.records.protocol_card import derived_seed
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.sample_set import SamplePlan, draw_rows
@@ -31,7 +31,7 @@ from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.config.plain import as_plain_fields
+from training.config.plain import as_plain, as_plain_fields
 from training.console import say
 from training.data.format.manifest import read_manifest
 

@@ -6,9 +6,7 @@ power-function averages (`training.checkpoints.averages`), if they determine it.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +15,16 @@ from evaluation.distances.paired import distance_difference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.records.numbers import plain_estimate
-from evaluation.records.protocol_card import as_plain, card_rows
+from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
 from evaluation.reports import figures
 from evaluation.reports.html import table_page, text_table
-from evaluation.reports.study import Study, as_json
+from evaluation.reports.study import Study, as_csv, as_json
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import averages, checkpoint
 from training.config.errors import UserError
 from training.config.experiment import EvaluationConfig
+from training.config.plain import PlainRecord
 from training.models.posthoc_ema import ReconstructionError
 
 
@@ -54,17 +53,13 @@ class SweepPoint:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sweep:
+class Sweep(PlainRecord):
     """The averages of a run, by step, then decay; `protocol` is the protocol card of one of them."""
 
     run_uri: str
     distance_name: str
     points: tuple[SweepPoint, ...]
     protocol: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return as_plain(dataclasses.asdict(self))
 
 
 def sweep(
@@ -220,19 +215,11 @@ def as_study(found: Sweep) -> Study:
         points=points,
         files={
             "sweep.html": page.encode(),
-            "sweep.csv": _as_csv(found).encode(),
+            "sweep.csv": as_csv([dataclasses.asdict(point) for point in found.points]).encode(),
             "sweep.json": as_json(found.to_dict()),
             "sweep.svg": figure,
         },
     )
-
-
-def _as_csv(found: Sweep) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in dataclasses.fields(SweepPoint)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(point) for point in found.points)
-    return buffer.getvalue()
 
 
 def _row(point: SweepPoint) -> list[str]:

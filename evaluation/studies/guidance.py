@@ -15,7 +15,7 @@ from evaluation.distances.paired import distance_difference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.records.numbers import plain_estimate
-from evaluation.records.protocol_card import as_plain, card_rows
+from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import run_uri_of
 from evaluation.records.score_card import Score, in_words, interval_in_words
@@ -27,6 +27,7 @@ from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import SamplingConfig
+from training.config.plain import PlainRecord
 
 METRIC = "precision_recall"
 """The metric beside the distance."""
@@ -53,7 +54,7 @@ class GuidedPoint:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GuidanceSweep:
+class GuidanceSweep(PlainRecord):
     """The scales in increasing order; `protocol` is the protocol card of the first of them."""
 
     model: str
@@ -62,10 +63,6 @@ class GuidanceSweep:
     distance_name: str
     points: tuple[GuidedPoint, ...]
     protocol: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return as_plain(dataclasses.asdict(self))
 
 
 def guided_samplers(

@@ -17,7 +17,7 @@ from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import read_comparable
 from evaluation.monitoring.early_stopping import Score, best_checkpoints, decide, ranked_candidates, sorted_by_step
 from evaluation.records.numbers import plain_estimate
-from evaluation.records.protocol_card import as_plain, card_rows, num_sampling_steps
+from evaluation.records.protocol_card import card_rows, num_sampling_steps
 from evaluation.records.result import EvaluationResult
 from evaluation.reports import figures
 from evaluation.reports.html import table_page, text_table
@@ -27,6 +27,7 @@ from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
+from training.config.plain import as_plain
 from training.console import say
 
 Weights = tuple[int, str]

@@ -6,18 +6,18 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from evaluation.records.stored import finite_scores
 from evaluation.tuning.search import Value
 from training import storage
-from training.config.validation import FORBID_UNKNOWN
+from training.config.validation import KnownFieldsOnly
 
 State = Literal["complete", "pruned", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialRecord:
+class TrialRecord(KnownFieldsOnly):
     """A trial that has ended.
 
     Attributes:
@@ -31,8 +31,6 @@ class TrialRecord:
         reason: Why it was pruned, or failed.
         run_uri: Its run's directory; empty for values that do not fit together.
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     number: int
     params: dict[str, Value]

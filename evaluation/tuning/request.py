@@ -9,16 +9,17 @@ import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from evaluation.tuning.search import Axis, Value, overrides_of, parse_search
 from training.config.experiment import Experiment
 from training.config.files import resolve_experiment, to_toml
-from training.config.validation import FORBID_UNKNOWN, require, validate
+from training.config.plain import PlainRecord
+from training.config.validation import KnownFieldsOnly, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TuneOptions:
+class TuneOptions(KnownFieldsOnly):
     """The options of a tuning.
 
     Attributes:
@@ -26,8 +27,6 @@ class TuneOptions:
         reduction: At each rung one of so many trials goes on, the others are pruned: 2 or more; 0 prunes none.
         hours: No trial starts after so many hours; 0 is no limit.
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     seed: int = 0
     reduction: int = 3
@@ -40,7 +39,7 @@ class TuneOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TuneRequest:
+class TuneRequest(PlainRecord):
     """A request.
 
     Attributes:
@@ -99,9 +98,3 @@ class TuneRequest:
         """Return plain values for JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> TuneRequest:
-        """Return the request of such plain values."""
-        request: TuneRequest = validate(cls, value)
-        return request

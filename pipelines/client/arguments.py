@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from training.config.addresses import without_passwords
 from training.config.errors import UserError
 from training.config.experiment import Resources
 from training.config.files import read_text
+from training.config.validation import close_to
 from training.tracking.runs import is_run_key
 
 PRESET, OVERRIDES, FILE = "experiment_preset", "experiment_overrides", "experiment_file"
@@ -125,6 +125,7 @@ def arguments_of(
     words: Sequence[str],
     resources: Sequence[str] = (),
     force_from: str = "",
+    on_cluster: bool = False,
 ) -> dict[str, Any]:
     """Return the arguments of a run, each of its parameter's type; the others keep the pipeline's defaults.
 
@@ -134,6 +135,7 @@ def arguments_of(
         words: "name=value" of the pipeline's parameters; for experiment_file also the path of a .toml file here, whose text is sent.
         resources: "stage.field=value", which changes one field of a stage's resources, or "stage=profile".
         force_from: The step from which finished work is done again; empty does none again.
+        on_cluster: Refuse also what no cluster could use, such as an address that its steps do not share.
 
     Raises:
         UserError: An argument is unknown, given twice, or does not fit.
@@ -173,6 +175,8 @@ def arguments_of(
             raise ArgumentsError(f"--resources {word} and --param {stage}{_RESOURCES} mean the same; give one")
         _change_resources(pipeline, arguments, word)
     _check(pipeline, arguments)
+    if on_cluster:
+        _check_for_cluster(pipeline, arguments)
     return arguments
 
 
@@ -291,26 +295,6 @@ def local_resources(
     return {stage: resources.work for stage, resources in found.items()}
 
 
-def cluster_arguments_of(
-    pipeline: CompiledPipeline,
-    *,
-    preset: str,
-    overrides: Sequence[str],
-    words: Sequence[str],
-    resources: Sequence[str] = (),
-    force_from: str = "",
-) -> dict[str, Any]:
-    """Return the arguments of a run on a cluster: as `arguments_of`, and refused where no cluster could use them.
-
-    Raises:
-        UserError: As there; or an address that steps on a cluster do not share.
-        ImageError: The image's reference is malformed, or can change.
-    """
-    arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
-    _check_for_cluster(pipeline, arguments)
-    return arguments
-
-
 def change_for_retry(
     pipeline: CompiledPipeline,
     given: Mapping[str, Any],
@@ -395,12 +379,6 @@ def _require_models(chosen: Mapping[str, Any]) -> None:
 def _require_model(given: str, model: Any) -> None:
     if not isinstance(model, str) or not (model.startswith(("models:/", "runs:/", "s3://")) or is_run_key(model)):
         raise ArgumentsError(f"{given}: write models:/NAME@ALIAS, runs:/ID, a run's key, or the s3:// address of a run or checkpoint")
-
-
-def close_to(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean X?", or an empty text if no known word is similar."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _chosen(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from typing import Any
 from components.cluster.failures import last_error, read_soon, step_lines, stored_log
 from components.cluster.workflows import Attempt, attempts, form_of
 from components.launch.logs import pipeline_directory
-from pipelines.client.arguments import close_to
 from pipelines.client.follow import DEFAULT_POLLING, Polling, retrying
 from pipelines.client.kfp_client import Kfp
 from pipelines.client.runs import FINISHED, get_run
 from training.config.errors import UserError
 from training.config.redaction import without_secrets
+from training.config.validation import close_to
 from training.storage.logs import StoredLog, list_logs, read_part
 
 _OVER = ("Succeeded", "Failed", "Error")

@@ -16,13 +16,14 @@ from typing import Any
 
 from croniter import CroniterError
 
-from pipelines.client.arguments import CompiledPipeline, close_to
+from pipelines.client.arguments import CompiledPipeline
 from pipelines.client.errors import KfpError
 from pipelines.client.kfp_client import Kfp
 from pipelines.client.runs import FINISHED, PipelineNames
 from pipelines.client.submit import Version, find_experiment, upload
 from pipelines.client.timing import Timing, find_zone, format_interval, next_times
 from training.config.errors import UserError
+from training.config.validation import close_to
 
 NIGHTLY = "0 0 2 * * *"
 """Default expression of the nightly pipeline."""

@@ -12,9 +12,9 @@ from datetime import datetime
 from components.launch.logs import pipeline_directory
 from components.steps.registry import PREPROCESS
 from components.steps.runs import EXPERIMENT, data_of, storage_root_of
-from pipelines.client.arguments import close_to
 from training import storage
 from training.config.errors import UserError
+from training.config.validation import close_to
 from training.data.format.manifest import MANIFEST
 from training.storage.logs import StoredLog, list_logs, read_part
 from training.tracking.references import ABLATION_URI_TAG, TUNING_URI_TAG

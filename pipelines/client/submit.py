@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.client.arguments import CompiledPipeline, close_to
+from pipelines.client.arguments import CompiledPipeline
 from pipelines.client.errors import KfpError
 from pipelines.client.kfp_client import Kfp
 from training.config.errors import UserError
+from training.config.validation import close_to
 
 DEFAULT_EXPERIMENT = "iddpm"
 """KFP's experiment of runs that name none; it is made if it is missing."""

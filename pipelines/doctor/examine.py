@@ -15,7 +15,7 @@ from components.cluster.connection import KubernetesError
 from components.cluster.proxies import ProxySettingsError
 from components.container.image import BASE_IMAGE
 from components.launch.resources import STAGES, StageResources, read_resources
-from pipelines.client.arguments import cluster_arguments_of, compiled_pipeline
+from pipelines.client.arguments import arguments_of, compiled_pipeline
 from pipelines.client.connection import Connection
 from pipelines.compile import PIPELINES
 from pipelines.doctor import cluster, platform
@@ -112,7 +112,7 @@ def examine(
 
 def _stages(resources: Sequence[str]) -> dict[str, StageResources]:
     pipeline = compiled_pipeline("train")
-    arguments = cluster_arguments_of(pipeline, preset="", overrides=(), words=(), resources=resources)
+    arguments = arguments_of(pipeline, preset="", overrides=(), words=(), resources=resources, on_cluster=True)
     texts = {stage: arguments.get(f"{stage}_resources") or pipeline.parameters[f"{stage}_resources"]["defaultValue"] for stage in STAGES}
     return {stage: read_resources(text, stage=stage) for stage, text in texts.items()}
 

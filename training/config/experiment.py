@@ -10,15 +10,15 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from training.config.errors import UserError
 from training.config.overrides import apply_overrides
-from training.config.plain import LATER, as_plain_fields
+from training.config.plain import LATER, PlainRecord, as_plain_fields
 from training.config.spacing import count_timesteps, learned_count, parse_spacing
-from training.config.validation import FORBID_UNKNOWN, list_paths, require, require_at_least, validate
+from training.config.validation import KnownFieldsOnly, list_paths, require, require_at_least
 
 Schedule = Literal["linear", "cosine"]
 Objective = Literal["simple", "vlb", "hybrid"]
@@ -44,7 +44,7 @@ _LONGEST_NAME = 200  # a directory's name, which gets up to 55 more characters, 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
+class DataConfig(KnownFieldsOnly):
     """The data set: its images, their size and their preparation.
 
     Attributes:
@@ -58,8 +58,6 @@ class DataConfig:
         disk_budget_bytes: A data set larger than this is streamed rather than staged on each node, in an order that is a
             shuffle within blocks; 0 stages any size and shuffles the whole. A setting of the experiment, because it changes the order.
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     name: str
     image_size: int
@@ -77,7 +75,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
+class ModelConfig(KnownFieldsOnly):
     """The UNet of supplement section 1 and its variants.
 
     Attributes:
@@ -99,8 +97,6 @@ class ModelConfig:
         downsample_padding: Zeros around the input of a downsampling convolution: "symmetric" (a pixel on each side) or "right_bottom" (a
             pixel on these two sides, TensorFlow's "SAME" in Ho et al.'s code).
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     model_channels: int = 128
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
@@ -148,7 +144,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DiffusionConfig:
+class DiffusionConfig(KnownFieldsOnly):
     """The noising process and the objective.
 
     Attributes:
@@ -163,8 +159,6 @@ class DiffusionConfig:
         timestep_sampler: The distribution of t in training; "loss_second_moment" is the paper's importance sampler.
         rescale_timesteps: Feed the network t * 1000/T rather than t. Some released checkpoints were trained without it.
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     num_timesteps: int = 4000
     schedule: Schedule = "cosine"
@@ -200,7 +194,7 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OptimConfig:
+class OptimConfig(KnownFieldsOnly):
     """Adam, its schedule, and the averages of the weights.
 
     Attributes:
@@ -215,8 +209,6 @@ class OptimConfig:
             from which other decays are rebuilt after training; empty stores none.
         checkpoint_interval: Updates between checkpoints; each one is scored.
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     global_batch_size: int = 128
     learning_rate: float = 1e-4
@@ -252,7 +244,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingConfig:
+class SamplingConfig(KnownFieldsOnly):
     """The sampler that draws images from a model.
 
     Attributes:
@@ -277,8 +269,6 @@ class SamplingConfig:
             without the label (classifier-free guidance), which needs model.label_dropout. The guide of the reported samples is kept,
             and training does not stop before it. Not for scores in training.
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     method: SamplingMethod = "ancestral"
     spacing: str = ""
@@ -332,7 +322,7 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationConfig:
+class EvaluationConfig(KnownFieldsOnly):
     """The scores of a model, and the rule by which training stops.
 
     Attributes:
@@ -356,8 +346,6 @@ class EvaluationConfig:
         metrics: Further metrics of the reported evaluation; `iddpm metrics` lists them. None takes what costs nothing more:
             agreement with the labels, if the extractor is a classifier of them.
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     extractor: Extractor = "inception"
     num_samples: int = 50_000
@@ -389,15 +377,13 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Experiment:
+class Experiment(KnownFieldsOnly, PlainRecord):
     """The settings of a training and its evaluation: everything that can change a result.
 
     Attributes:
         name: Name of the preset that it was made from, or the user's own; part of the run's directory.
         seed: Keys every random draw in training and evaluation, in [0, 2^32).
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     name: str
     data: DataConfig
@@ -554,16 +540,6 @@ class Experiment:
             raise UserError(f"not an experiment's JSON: {error}") from error
         return cls.from_dict(value)
 
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Experiment:
-        """Build an experiment from nested dictionaries; values are converted to the types of their fields.
-
-        Raises:
-            UserError: A field is unknown, missing or out of its range.
-        """
-        experiment: Experiment = validate(cls, value)
-        return experiment
-
     def override(self, overrides: Iterable[str]) -> Experiment:
         """Return a copy with fields replaced.
 
@@ -580,7 +556,7 @@ class Experiment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Resources:
+class Resources(KnownFieldsOnly, PlainRecord):
     """The machines of a training; they change its speed, never its result beyond the rounding of floating point sums.
 
     Attributes:
@@ -599,8 +575,6 @@ class Resources:
         resident_data: Keep the whole data set in each training device's memory, as bytes.
         collective_timeout_seconds: Seconds that workers wait for one that does not answer before the run fails, 1 or more.
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     num_workers: int = 1
     min_workers: int = 0
@@ -623,13 +597,3 @@ class Resources:
             "resources.min_workers",
             f"must be 0 to num_workers ({self.num_workers}), got {self.min_workers}",
         )
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Resources:
-        """Build resources from a dictionary; values are converted to the types of their fields.
-
-        Raises:
-            UserError: A field is unknown or out of its range.
-        """
-        resources: Resources = validate(cls, value)
-        return resources

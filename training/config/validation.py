@@ -12,7 +12,7 @@ import functools
 import math
 import types
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from training.config.errors import UserError
 
@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
 _MOST_PROBLEMS = 5
-FORBID_UNKNOWN = {"extra": "forbid"}
-"""pydantic's setting that makes an unknown field an error."""
+
+
+class KnownFieldsOnly:
+    """A base of dataclasses: `validate` refuses a field that they do not have."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
 
 def require(condition: bool, path: str, message: str) -> None:
@@ -38,12 +43,16 @@ def require_at_least(minimum: int, section: object, path: str, *names: str) -> N
         require(value is None or minimum <= value < math.inf, f"{path}.{name}", f"must be {kind} {minimum}, got {value}")
 
 
+def close_to(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?", or an empty text if no known word is similar."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def unknown_field(name: str, fields: Mapping[str, Any], path: str) -> str:
     """Return the message about a field that does not exist, with the nearest one that does."""
-    close = difflib.get_close_matches(name, fields, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
     where = f" in {path!r}" if path else ""
-    return f"there is no {name!r}{where}{hint} The fields are {', '.join(fields)}"
+    return f"there is no {name!r}{where}{close_to(name, fields) or '.'} The fields are {', '.join(fields)}"
 
 
 @functools.cache

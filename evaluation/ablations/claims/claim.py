@@ -14,11 +14,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from evaluation.ablations.claims.estimates import Estimate
 from evaluation.records.intervals import MOST_SEEDS, mean_interval, seeds_to_decide
-from evaluation.records.protocol_card import as_plain
+from training.config.plain import PlainRecord
 
 Verdict = Literal["as the paper says", "otherwise than the paper says", "not decided here"]
 _NUM_ERRORS = 2.0
@@ -57,7 +57,7 @@ class Deciding:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(PlainRecord):
     """A tested claim of the paper: where the paper makes it, the verdict of the numbers, and the numbers in words.
 
     `number` is the number that decides it; None where a run leaves it open.
@@ -68,10 +68,6 @@ class Finding:
     verdict: Verdict
     evidence: str
     number: Deciding | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, which has no word for the infinite interval of one seed."""
-        return as_plain(dataclasses.asdict(self))
 
 
 def claim(

@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
 from evaluation.ablations.definitions.ablation import (
     Ablation,
@@ -27,7 +27,8 @@ from evaluation.ablations.definitions.ablation import (
 from evaluation.ablations.definitions.paper import ABLATIONS, find_ablation
 from training.config.errors import UserError
 from training.config.experiment import Objective
-from training.config.validation import FORBID_UNKNOWN, validate, validate_parameter
+from training.config.plain import PlainRecord
+from training.config.validation import KnownFieldsOnly, validate_parameter
 
 OBJECTIVES: tuple[str, ...] = ("as named", *get_args(Objective))
 """Objectives that the pipeline's form offers; the first keeps the objective of each trial."""
@@ -39,7 +40,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AblationRequest:
+class AblationRequest(KnownFieldsOnly, PlainRecord):
     """A request.
 
     Attributes:
@@ -51,8 +52,6 @@ class AblationRequest:
         seeds: How often each setting is repeated; the trials of a setting differ by seed alone.
         checkpoint: The checkpoint of a user's grid that is measured, "last" or "best"; empty is the best.
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     name: str
     scale: Scale
@@ -140,12 +139,6 @@ class AblationRequest:
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> AblationRequest:
-        """Return the request of such plain values."""
-        request: AblationRequest = validate(cls, value)
-        return request
-
     def command(self) -> str:
         """Return the command that makes the same request."""
         words = ["iddpm", "ablate", self.name, "--scale", self.scale]
@@ -163,10 +156,8 @@ class AblationRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AblationOptions:
+class AblationOptions(KnownFieldsOnly):
     """The pipeline's parameter `ablation_options`: `seeds`, `runs` and `checkpoint` as in `AblationRequest`."""
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     seeds: int = 1
     runs: dict[str, str] = field(default_factory=dict)

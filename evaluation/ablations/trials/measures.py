@@ -22,7 +22,7 @@ from evaluation.likelihood.split_likelihood import LikelihoodPlan, split_likelih
 from evaluation.monitoring.checkpoint_scorer import read_comparable
 from evaluation.records import npz
 from evaluation.records.numbers import plain_estimate
-from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling
+from evaluation.records.protocol_card import derived_seed, describe_sampling
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.learned_steps import with_learned_steps
@@ -32,7 +32,7 @@ from training import storage
 from training.checkpoints import averages, checkpoint
 from training.config.errors import UserError
 from training.config.experiment import OptimConfig, SamplingConfig, SamplingMethod
-from training.config.plain import as_plain_fields
+from training.config.plain import as_plain, as_plain_fields
 from training.config.spacing import learned_count, likelihood_spacing, parse_spacing, uniform_spacing
 from training.console import say
 from training.data.format.manifest import read_manifest

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from evaluation.ablations.definitions.ablation import setting_of
-from evaluation.records.protocol_card import as_plain
 from evaluation.records.result import EvaluationResult
 from evaluation.records.stored import CheckedAs
 from training import storage
-from training.config.validation import FORBID_UNKNOWN, validate
+from training.config.plain import PlainRecord
+from training.config.validation import KnownFieldsOnly
 from training.console import say
 
 _LONGEST_SLUG = 250
@@ -27,7 +26,7 @@ class _StoredMeasures:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialRecord:
+class TrialRecord(KnownFieldsOnly, PlainRecord):
     """One trial, finished or failed.
 
     Attributes:
@@ -41,8 +40,6 @@ class TrialRecord:
         error: Why it failed, in one line; empty where it did not.
         seed: As in `Trial`.
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     label: str
     role: str = ""
@@ -70,20 +67,6 @@ class TrialRecord:
         """The reported evaluation as `EvaluationResult.to_dict` gives it; None where there is none."""
         found: dict[str, Any] | None = self.measures.get("final")
         return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return as_plain(dataclasses.asdict(self))
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> TrialRecord:
-        """Return the record of such plain values.
-
-        Raises:
-            UserError: A field is unknown or of another type.
-        """
-        record: TrialRecord = validate(cls, value)
-        return record
 
     @classmethod
     def read(cls, uri: str) -> TrialRecord:

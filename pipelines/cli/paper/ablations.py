@@ -9,12 +9,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from pipelines.cli import options
 from training.config.errors import UserError
+from training.config.validation import KnownFieldsOnly, unknown_field, validate
 
 if TYPE_CHECKING:
     from evaluation.ablations.definitions.cost import TrialCost
@@ -273,7 +274,7 @@ def _has_scale(request: AblationRequest) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GridFile:
+class GridFile(KnownFieldsOnly):
     """A user's grid as a YAML file.
 
     Attributes:
@@ -282,8 +283,6 @@ class GridFile:
         name: Its name; that of the file if missing.
         checkpoint: The checkpoint that is measured, last or best; the best if missing.
     """
-
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     grid: dict[str, Any]
     preset: str | None = None
@@ -300,8 +299,6 @@ def read_grid_file(path: Path) -> GridFile:
         UserError: It is not YAML or not a grid, has a key twice, or has a value that JSON does not have.
     """
     import yaml
-
-    from training.config.validation import unknown_field, validate
 
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")

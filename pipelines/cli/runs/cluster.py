@@ -42,14 +42,16 @@ def submit(
 ) -> None:
     """Start a run on the cluster, and follow it."""
     from pipelines.cli.runs.experiment import add_experiment
-    from pipelines.client.arguments import cluster_arguments_of, compiled_pipeline
+    from pipelines.client.arguments import arguments_of, compiled_pipeline
     from pipelines.client.kfp_client import connected
     from pipelines.client.submit import submit as start
 
     seconds = _seconds(timeout, wait)
     compiled = compiled_pipeline(pipeline)
     preset, words = add_experiment(compiled, trained, preset=preset, words=parameters)
-    arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
+    arguments = arguments_of(
+        compiled, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from, on_cluster=True
+    )
     with connected(connection, warn) as kfp:
         started = start(kfp, compiled, arguments, experiment=experiment, create_experiment=create_experiment, run_name=run_name)
         _report(kfp, started, compiled, arguments, wait=wait, seconds=seconds, as_json=as_json)

@@ -36,7 +36,8 @@ def add_experiment(pipeline: CompiledPipeline, name: str, *, preset: str, words:
 
 def _parameter(pipeline: CompiledPipeline, name: str) -> str:
     """Return the parameter of the pipeline that a name is a value of."""
-    from pipelines.client.arguments import ABLATION, FILE, PRESET, close_to
+    from pipelines.client.arguments import ABLATION, FILE, PRESET
+    from training.config.validation import close_to
 
     parameters = pipeline.parameters
     if PRESET not in parameters:

@@ -42,13 +42,13 @@ def create(
     """Create or update a recurring run."""
     from pipelines.cli.runs.experiment import add_experiment
     from pipelines.client import schedules
-    from pipelines.client.arguments import cluster_arguments_of, compiled_pipeline
+    from pipelines.client.arguments import arguments_of, compiled_pipeline
     from pipelines.client.kfp_client import connected
     from pipelines.client.timing import parse_timing
 
     compiled = compiled_pipeline(pipeline)
     preset, words = add_experiment(compiled, trained, preset=preset, words=parameters)
-    arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=words, resources=resources)
+    arguments = arguments_of(compiled, preset=preset, overrides=overrides, words=words, resources=resources, on_cluster=True)
     cron = cron or (schedules.NIGHTLY if pipeline == "nightly-fid" and not every else "")
     timing = parse_timing(cron, every, time_zone=time_zone, cluster_zone=cluster_time_zone)
     spec = schedules.ScheduleSpec(

@@ -23,7 +23,7 @@ from recorded_workflows import recorded, workflow_states
 
 from components.launch.resources import PROFILES, read_resources
 from components.steps.settings import DataOptions, read_data_options, resolve_experiment_form
-from pipelines.client.arguments import CompiledPipeline, arguments_of, cluster_arguments_of, compiled_pipeline
+from pipelines.client.arguments import CompiledPipeline, arguments_of, compiled_pipeline
 from pipelines.client.connection import Connection
 from pipelines.client.errors import KfpError
 from pipelines.client.follow import Polling, RunCancelledError, RunFailedError, StillRunningError, follow, require_success
@@ -361,7 +361,7 @@ def test_what_a_cluster_may_have_is_sent(train: CompiledPipeline) -> None:
     words += ['evaluate_resources={"ray_mode": "address", "ray_address": "https://ray.example.com", "num_gpus_per_worker": 1}']
     resources = ["train=rayjob-8x8gpu", 'train.node_selector={"gpu": "a100"}', "train.queue=team", "train.rayjob.head_cpu=4"]
     resources += ['train.tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists"}]', "train.gradient_checkpointing=true"]
-    given = cluster_arguments_of(train, preset="", overrides=[], words=words, resources=resources)
+    given = arguments_of(train, preset="", overrides=[], words=words, resources=resources, on_cluster=True)
     read = read_resources(given["train_resources"], stage="train")
     assert (read.num_workers, read.workers_per_pod, read.queue, read.rayjob.head_cpu) == (64, 8, "team", "4")
     assert read.gradient_checkpointing
@@ -372,7 +372,7 @@ def test_a_key_with_dots_is_one_key(train: CompiledPipeline) -> None:
     """Such as the labels of nodes, nearly all of which have dots."""
     resources = ["train=rayjob-1xgpu", "train.node_selector.cloud.google.com/gke-accelerator=nvidia-h100-80gb"]
     resources += ["train.rayjob.labels.example.com/team=vision", "train.rayjob.annotations.example.com/cost=42", "train.rayjob.env.A=b"]
-    given = cluster_arguments_of(train, preset="", overrides=[], words=[], resources=resources)
+    given = arguments_of(train, preset="", overrides=[], words=[], resources=resources, on_cluster=True)
     read = read_resources(given["train_resources"], stage="train")
     assert read.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
     assert (read.rayjob.labels, read.rayjob.annotations) == ({"example.com/team": "vision"}, {"example.com/cost": "42"})
@@ -383,7 +383,7 @@ def test_a_text_that_looks_like_a_number_is_sent_as_it_is_written(train: Compile
     words = ["node_selector.pool=1", "rayjob.env.NCCL_VERSION=2.20", "rayjob.env.DEBUG=true", 'rayjob.env.QUOTED="1"']
     words += ["rayjob.labels.release=1.10", "rayjob.annotations.batch=1e5"]
     resources = ["train=rayjob-1xgpu", *(f"train.{word}" for word in words)]
-    given = cluster_arguments_of(train, preset="", overrides=[], words=[], resources=resources)
+    given = arguments_of(train, preset="", overrides=[], words=[], resources=resources, on_cluster=True)
     read = read_resources(given["train_resources"], stage="train")
     assert read.node_selector == {"pool": "1"}
     assert read.rayjob.env == {"NCCL_VERSION": "2.20", "DEBUG": "true", "QUOTED": "1"}
@@ -392,7 +392,7 @@ def test_a_text_that_looks_like_a_number_is_sent_as_it_is_written(train: Compile
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_can_be_named(profile: str, train: CompiledPipeline) -> None:
-    given = cluster_arguments_of(train, preset="", overrides=[], words=[], resources=[f"train={profile}", f"evaluate={profile}"])
+    given = arguments_of(train, preset="", overrides=[], words=[], resources=[f"train={profile}", f"evaluate={profile}"], on_cluster=True)
     read = read_resources(given["train_resources"], stage="train")
     assert int(read.pod.gpus) == (0 if profile.startswith("rayjob") else read.num_workers * read.num_gpus_per_worker)
 
@@ -415,7 +415,7 @@ def test_a_field_changes_the_profile_that_is_named_with_it_in_any_order(train: C
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_pipelines_own_defaults_are_sent(name: str) -> None:
-    assert cluster_arguments_of(compiled_pipeline(name), preset="", overrides=[], words=[]) == {}
+    assert arguments_of(compiled_pipeline(name), preset="", overrides=[], words=[], on_cluster=True) == {}
 
 
 def test_a_preset_by_its_parameters_name_is_checked_as_well(train: CompiledPipeline) -> None:
@@ -430,7 +430,7 @@ def test_an_experiment_file_is_sent_as_its_text(train: CompiledPipeline, tmp_pat
     text = 'base = "digits-hybrid-cosine"\nname = "mine"\n[optim]\nnum_steps = 7\n'
     (tmp_path / "mine.toml").write_text(text)
     words = [f"experiment_file={tmp_path}/mine.toml", "seed=3"]
-    given = cluster_arguments_of(train, preset="", overrides=["model.dropout=0.1"], words=words)
+    given = arguments_of(train, preset="", overrides=["model.dropout=0.1"], words=words, on_cluster=True)
     assert given == {"experiment_file": text, "experiment_overrides": ["model.dropout=0.1"], "seed": 3}
     experiment = resolve_experiment_form("digits-tiny-hybrid-cosine", given["experiment_overrides"], text, 3)
     assert (experiment.name, experiment.optim.num_steps, experiment.model.dropout, experiment.seed) == ("mine", 7, 0.1, 3)
@@ -481,7 +481,7 @@ def test_finished_steps_are_done_again_from_the_first_run_on(server: FakeKfp, id
 )
 def test_an_experiment_that_can_not_be_is_refused_here(train: CompiledPipeline, words: list[str], said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)):
-        cluster_arguments_of(train, preset="", overrides=[], words=words)
+        arguments_of(train, preset="", overrides=[], words=words, on_cluster=True)
 
 
 # -- experiments and users ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from workflow_size import LIMIT, Nodes, as_json, stored_bytes, sweep_nodes
 
 from components.cluster.workflows import LARGEST_SWEEP, require_sweep_fits
 from evaluation.ablations.definitions.request import AblationRequest
-from pipelines.client.arguments import cluster_arguments_of, compiled_pipeline
+from pipelines.client.arguments import arguments_of, compiled_pipeline
 from training.config.errors import UserError
 
 _RETRIES = 1.1
@@ -44,7 +44,7 @@ def test_a_larger_sweep_is_refused_with_the_number_that_fits() -> None:
     grid = {"diffusion.vlb_weight": [number / 1000 for number in range(1, LARGEST_SWEEP + 2)]}
     words = ["ablation_name=own-grid", f"ablation_grid={json.dumps(grid)}", "experiment_preset=digits-tiny-hybrid-cosine"]
     with pytest.raises(UserError, match=f"has {LARGEST_SWEEP + 1} trials; a run on a cluster takes at most {LARGEST_SWEEP}"):
-        cluster_arguments_of(compiled_pipeline("ablation"), preset="", overrides=[], words=words)
+        arguments_of(compiled_pipeline("ablation"), preset="", overrides=[], words=words, on_cluster=True)
 
 
 @pytest.mark.parametrize("length", [100, 200, 400, 1000])

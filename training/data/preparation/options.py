@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from training.config.errors import UserError
 from training.config.experiment import Resize
-from training.config.validation import FORBID_UNKNOWN, require
+from training.config.validation import KnownFieldsOnly, require
 from training.data.images.limits import LARGEST_MAX_PIXELS, MAX_PIXELS, Background
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImageOptions:
+class ImageOptions(KnownFieldsOnly):
     """Options for reading images that are no part of the experiment.
 
     Attributes:
@@ -23,8 +23,6 @@ class ImageOptions:
         reduced_decode: Decode large JPEGs at reduced size: faster, about two grey levels off the exact average.
         max_pixels: Width times height above which an image is refused as a decompression bomb.
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     on_error: Literal["fail", "skip"] = "fail"
     max_errors: int = 100

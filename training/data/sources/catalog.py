@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 from training import storage
 from training.config.errors import UserError
-from training.config.validation import FORBID_UNKNOWN
+from training.config.validation import KnownFieldsOnly, close_to
 from training.console import say
 from training.data.sources.files import TEST_FOLDERS, FileSource, file_source, paths_below
 from training.data.sources.labels import outer_folders
@@ -25,7 +23,7 @@ USAGE = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SourceOptions:
+class SourceOptions(KnownFieldsOnly):
     """Options for reading a source.
 
     Attributes:
@@ -33,8 +31,6 @@ class SourceOptions:
         labels: Rule for labels; see `training.data.sources.labels`. "auto" takes the usual rule of the source.
         num_test: Test images to hold out of a source without a test split; 0 makes no test split.
     """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     name: str = "images"
     labels: str = "auto"
@@ -117,8 +113,7 @@ def list_splits(splits: Mapping[str, Source]) -> dict[str, Listing]:
 
 def _published_splits(name: str, folder: str) -> dict[str, Source]:
     if name not in PUBLISHED and not name.startswith("lsun-"):
-        close = difflib.get_close_matches(name, [*PUBLISHED, "lsun-bedroom"], n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = close_to(name, [*PUBLISHED, "lsun-bedroom"])
         raise UserError(f"there is no source {name!r}{hint}; the sources are: {USAGE}")
     if not folder and name not in NEED_NO_FOLDER:
         raise UserError(f"{name} needs the folder that contains its files: {name}:FOLDER")
