@@ -7,6 +7,7 @@ step or the reaper sends them. A mark below the storage root names each run and 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -175,6 +176,7 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
                 data_uri=result["data_uri"],
                 distance_name=final.distance_name,
                 distance=final.distance,
+                protocol=_protocol(final),
                 description=_description(final),
             ),
             loader_module="evaluation.sampling.pyfunc",
@@ -182,6 +184,14 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
     if result:
         end_if_running(run_id, "FINISHED", TRAIN_STEP)  # a later step that works on it ends it itself
     _log_sample_grids(run, run_uri)  # last, as an MLflow that can't keep files has all the rest then
+
+
+def _protocol(final: EvaluationResult) -> str:
+    """Return how the distance was measured, as the nights of a nightly check have it, without what is the model's own or its machine's."""
+    from evaluation.monitoring.nightly import protocol_of
+
+    own = ("checkpoint", "numbers_version", "precision")
+    return json.dumps({name: value for name, value in protocol_of(final).items() if name not in own}, sort_keys=True)
 
 
 def _description(final: EvaluationResult) -> str:

@@ -685,6 +685,34 @@ def test_a_model_of_other_images_leaves_the_champion_in_its_place(key, bucket_ur
     assert run.finish("FINISHED")
 
 
+def test_a_distance_by_another_protocol_leaves_the_champion_in_its_place(key, bucket_uri, capsys):
+    run = open_run(key)
+    model = registered_model(key, run.run_id, bucket_uri)
+
+    def register(weights: str, distance: float, num_samples: int | None) -> registry.RegisteredModel:
+        protocol = json.dumps({"num_samples": num_samples, "sampling.eta": 0.0}) if num_samples else ""
+        given = dataclasses.replace(model, weights=weights, distance=distance, protocol=protocol)
+        return registry.register(given, loader_module="evaluation.sampling.pyfunc")
+
+    few = register("ema_0.1", 98.4, 4)
+    register("ema_0.2", 89.7, 300)
+    assert registry.resolve(key) == few, "a distance falls with the number of samples"
+    assert (
+        f"{key} version 2 does not compete with the registry's champion, version 1: its distance was measured by num_samples 300, the "
+        "champion's 4; train and evaluate it as the champion, or set the alias by hand"
+    ) in capsys.readouterr().out
+    again = register("ema_0.1", 87.3, 300)
+    assert registry.resolve(key) == again, "the champion by the other protocol too"
+    register("ema_0.3", 50.0, 4)
+    assert registry.resolve(key) == again
+    unknown = register("ema_0.4", 80.0, None)
+    assert registry.resolve(key) == unknown, "a version of earlier releases names no protocol, and is compared as before"
+    known = register("ema_0.4", 80.0, 300)
+    assert known.version == unknown.version, "it gets its protocol when it is registered again"
+    assert registry.resolve(key).protocol == json.dumps({"num_samples": 300, "sampling.eta": 0.0})
+    assert run.finish("FINISHED")
+
+
 def test_a_model_is_registered_beside_another_at_the_same_moment_and_beside_a_champion_made_by_hand(key, bucket_uri, monkeypatch):
     from mlflow import MlflowClient
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 _TAGS = ("checkpoint_uri", "weights", "distance_name", "distance", "data_uri")
+_PROTOCOL = "iddpm.protocol"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,7 @@ class RegisteredModel:
         data_uri: Directory of its data set; distances to directories of other names are not compared, and empty fits any.
         distance_name: Name of its distance; distances of other names are not compared.
         distance: Its reported distance; smaller is better.
+        protocol: How the distance was measured, as a JSON object; distances by other protocols are not compared, and empty fits any.
         description: Text that MLflow's page of the version shows, in Markdown. A text that somebody wrote there stays.
     """
 
@@ -40,6 +42,7 @@ class RegisteredModel:
     data_uri: str
     distance_name: str
     distance: float
+    protocol: str = ""
     description: str = ""
 
 
@@ -56,12 +59,16 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
         if not client.search_registered_models(f"name = '{name}'"):
             _create(client, name)
         for version in client.search_model_versions(f"name = '{name}' and run_id = '{model.run_id}'"):
-            if tags.items() <= version.tags.items():
+            if tags.items() <= version.tags.items() and version.tags.get(_PROTOCOL, model.protocol) == model.protocol:
+                if model.protocol and _PROTOCOL not in version.tags:  # of an earlier version
+                    client.set_model_version_tag(name, version.version, _PROTOCOL, model.protocol)
+                    version = client.get_model_version(name, version.version)
                 if not version.description and model.description:
                     client.update_model_version(name, version.version, model.description)
                 return version
         source = _write_pyfunc(client, model, loader_module)
-        return client.create_model_version(name, source=source, run_id=model.run_id, tags=tags, description=model.description or None)
+        all_tags = {**tags, _PROTOCOL: model.protocol} if model.protocol else tags
+        return client.create_model_version(name, source=source, run_id=model.run_id, tags=all_tags, description=model.description or None)
 
     registered = _read(request(find_or_create))
     version = _by_alias(client, name)
@@ -77,6 +84,12 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
         return registered
     if champion is None or (_weights(champion) == _weights(model) and champion.version != registered.version):
         best = _best(client, registered)  # evaluated again, the champion has another number, by which another one may be better
+    elif other := _other_protocol(champion, model):
+        say(
+            f"{name} version {registered.version} does not compete with the registry's champion, version {champion.version}: its distance "
+            f"was measured by {other}; train and evaluate it as the champion, or set the alias by hand"
+        )
+        return registered
     else:
         is_better = champion.distance_name == model.distance_name and model.distance < champion.distance
         best = registered if is_better else champion
@@ -132,7 +145,7 @@ def _best(client: MlflowClient, model: RegisteredModel) -> RegisteredModel:
     versions = request(lambda: client.search_model_versions(f"name = '{model.name}'"))
     found = sorted((_read(version) for version in versions if not _missing_tags(version)), key=lambda each: int(each.version))
     rivals = [each for each in found if each.distance_name == model.distance_name and _has_same_data(each, model)]
-    last = {_weights(each): each for each in rivals} | {_weights(model): model}
+    last = {_weights(each): each for each in rivals if not _other_protocol(each, model)} | {_weights(model): model}
     return min(last.values(), key=lambda each: each.distance)
 
 
@@ -147,6 +160,15 @@ def _data_name(model: RegisteredModel) -> str:
 
 def _has_same_data(first: RegisteredModel, second: RegisteredModel) -> bool:
     return not first.data_uri or not second.data_uri or _data_name(first) == _data_name(second)
+
+
+def _other_protocol(champion: RegisteredModel, model: RegisteredModel) -> str:
+    """Return in what the protocols of two distances differ, "num_samples 4, the champion's 300"; empty if they can be compared."""
+    if not champion.protocol or not model.protocol:
+        return ""
+    theirs, ours = json.loads(champion.protocol), json.loads(model.protocol)
+    different = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    return "; ".join(f"{name} {ours.get(name)}, the champion's {theirs.get(name)}" for name in different)
 
 
 def _by_alias(client: MlflowClient, name: str, alias: str = CHAMPION) -> Any:
@@ -166,5 +188,9 @@ def _read(version: Any) -> RegisteredModel:
         )
     tags = {key: version.tags[f"iddpm.{key}"] for key in _TAGS}
     return RegisteredModel(
-        name=version.name, version=str(version.version), run_id=version.run_id, **{**tags, "distance": float(tags["distance"])}
+        name=version.name,
+        version=str(version.version),
+        run_id=version.run_id,
+        protocol=version.tags.get(_PROTOCOL, ""),
+        **{**tags, "distance": float(tags["distance"])},
     )
