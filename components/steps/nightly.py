@@ -80,7 +80,7 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     """
     from evaluation.evaluate.run import evaluate_once
     from evaluation.monitoring.detector import NUM_REDRAWN, Rule
-    from evaluation.monitoring.nightly import judge, night_of, read_history
+    from evaluation.monitoring.nightly import checkpoint_name, judge, night_of, read_history
     from evaluation.records.run_directory import result_uri, run_uri_of
     from evaluation.sampling.trained_model import ModelSpec
     from training.checkpoints.checkpoint import load_experiment
@@ -98,7 +98,8 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     result = draw(purpose)
     uri = result_uri(run_uri, purpose)
     history = read_history(run_uri) or _reported(run_uri, result)
-    rule = history.nights[-1].rule if history.nights else Rule()
+    nights = history.of_checkpoint(checkpoint_name(result.step, result.weights)).nights  # those of another have another rule
+    rule = nights[-1].rule if nights else Rule()
     if judge(history.with_night(night_of(result, name=purpose, uri=uri, rule=rule))).is_suspicious:
         say(f"{result.distance_name} {result.distance:.4g} may show a change: drawing {NUM_REDRAWN} new ones")
         for number in range(NUM_REDRAWN):

@@ -275,6 +275,8 @@ def statistics_from_arrays(arrays: Mapping[str, Any], uri: str, suffix: str = ""
         num_images = None if count is None else int(count)
     except (TypeError, ValueError) as error:
         raise UserError(f"{uri}: mu{suffix}, sigma{suffix} or num_images are no numbers ({error})") from error
+    if num_images is not None and num_images < 2:
+        raise UserError(f"{uri}: num_images is {num_images}, but statistics take 2 images or more; export the file again")
     if mean.ndim != 1 or tuple(covariance.shape) != (len(mean), len(mean)):
         shapes = f"mu{suffix} {tuple(mean.shape)} and sigma{suffix} {tuple(covariance.shape)}"
         raise UserError(f"{uri}: {shapes} are not a mean and its covariance")

@@ -307,11 +307,13 @@ def accept(run_uri: str, *, reason: str, by: str, checkpoint: str = "") -> Judge
         checkpoint: See `History.of_checkpoint`.
 
     Raises:
-        UserError: There is no such night, or the reason or the name is empty.
+        UserError: There is no such night, its distance is not finite, or the reason or the name is empty.
     """
     if not (reason.strip() and by.strip()):
         raise UserError("a new level needs a reason and a name: give --reason and --by")
     judgement = judge(read_history(run_uri) or History(), checkpoint)
+    if judgement.night.distance is None:
+        raise UserError(f"the night {judgement.night.id} has no finite distance, so no baseline can begin with it; check the model again")
     now = datetime.now(UTC).replace(microsecond=0)  # scores have whole seconds too, and one of this second comes after the acceptance
     accepted = Acceptance(first_night=judgement.night.id, at=now, by=by.strip(), reason=reason.strip())
     update_history(run_uri, lambda stored: (stored or History()).with_acceptance(accepted))
@@ -372,7 +374,7 @@ def _describe(trace: Trace, last: Night, direction: int, change: float, error: f
     if num_baseline < wanted:
         so_far = f"so far only a jump of more than {limit:.3g} can be detected" if math.isfinite(limit) else "no change can be detected yet"
         return f"{against}; the baseline has {num_baseline + 1} of {wanted} nights, {so_far}"
-    redrawn = ", suspicious at first and drawn again" if trace.suspicious[-1] else ""
+    redrawn = ", suspicious at first and drawn again" if last.redrawn else ""
     away = f", {(value - centre) / spread:+.1f} standard deviations" if spread > 0 else ""
     return (
         f"{against}{away}{redrawn}; the sums are {trace.up[-1]:.2g} (worse) and "

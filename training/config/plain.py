@@ -1,6 +1,7 @@
-"""Dataclasses as plain dictionaries, in which a field that came later stands only where it differs from its default.
+"""Dataclasses as plain dictionaries, for JSON.
 
-So a new field changes no run key, no protocol card and no stored experiment of those who do not use it.
+In `as_plain_fields` a field that came later stands only where it differs from its default. So a new field changes no run key, no
+protocol card and no stored experiment of those who do not use it.
 """
 
 from __future__ import annotations

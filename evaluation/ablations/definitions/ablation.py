@@ -236,6 +236,7 @@ def trials(
         if ablation.trains and setting.role not in runs:
             experiment.require_guide()
             experiment.require_annealing()
+            experiment.require_used()
         for path in _HYBRID_ONLY:
             if path in ablation.varied and experiment.diffusion.objective != "hybrid":
                 raise UserError(f"the ablation {ablation.name!r} varies {path}, which L_{experiment.diffusion.objective} does not have")

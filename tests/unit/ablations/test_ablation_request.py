@@ -117,6 +117,16 @@ def test_an_invalid_form_is_refused(arguments: tuple[object, ...], message: str)
             "the learning rate is 0 from update 100 on",
         ),
         (
+            AblationRequest(
+                name="mine",
+                scale="tiny",
+                preset="digits-tiny-vlb-cosine",
+                grid={"model.dropout": [0.0, 0.1]},
+                overrides=("diffusion.vlb_weight=0.5",),
+            ),
+            "diffusion.vlb_weight: only objective 'hybrid' uses it, and diffusion.objective is 'vlb'",
+        ),
+        (
             AblationRequest(name="width", scale="tiny", overrides=_guided_by(30)),
             "training stores no checkpoint of step 30 before its last one",
         ),

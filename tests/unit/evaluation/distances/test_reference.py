@@ -128,6 +128,14 @@ def test_statistics_of_another_number_of_features_are_refused_whatever_is_declar
         reference.require(extractor=extractor)
 
 
+@pytest.mark.parametrize("count", [-3, 0, 1])
+def test_statistics_of_an_impossible_number_of_images_are_refused(count: int, tmp_path: Path) -> None:
+    uri = str(tmp_path / "odd.npz")
+    np.savez(uri, mu=np.zeros(4), sigma=np.eye(4), num_images=count)
+    with pytest.raises(UserError, match=rf"odd\.npz: num_images is {count}, but statistics take 2 images or more; export the file again"):
+        load_reference(uri)
+
+
 def test_fewer_images_than_a_covariance_takes_are_refused_also_where_it_is_stored_in_single_precision(tmp_path: Path) -> None:
     features = np.random.default_rng(0).standard_normal((11, 64)) * np.geomspace(1e-2, 1.0, 64)
     uri, out_uri = str(tmp_path / "foreign.npz"), str(tmp_path / "ours.npz")

@@ -237,6 +237,15 @@ def test_an_acceptance_without_reason_or_name_is_refused(reason: str, by: str, t
         nightly.accept(str(tmp_path), reason=reason, by=by)
 
 
+def test_a_night_without_a_score_begins_no_baseline(tmp_path: Path) -> None:
+    nightly.update_history(str(tmp_path), lambda _: history_of([*HEALTHY, None]))
+    with pytest.raises(UserError, match="the night night-5 has no finite distance, so no baseline can begin with it"):
+        nightly.accept(str(tmp_path), reason="new sampler", by="Ada")
+    stored = nightly.read_history(str(tmp_path))
+    assert stored is not None
+    assert not stored.accepted
+
+
 def test_an_old_judgement_is_replayed_from_the_stored_history(tmp_path: Path) -> None:
     history = history_of([*HEALTHY, 5.0])
     then = judge(history)

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import re
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from components.steps.nightly import RegressionError, compare_with_history, score_model
-from evaluation.monitoring.detector import NUM_REDRAWN
+from evaluation.monitoring.detector import NUM_REDRAWN, Rule
 from evaluation.monitoring.nightly import History, accept, read_history, update_history
 from training.checkpoints import checkpoint
 from training.storage import StorageError
@@ -59,6 +60,37 @@ def test_a_damaged_model_is_drawn_again_found_and_stays_found_until_its_level_is
     assert re.search(r"is healthy: \S+ against \S+ \(mean of 1 healthy score\)", check("4"))
     assert "Ada accepted the level of" in page.read_text()
     assert len(json.loads(Path(run_uri, "nightly/history.json").read_text())["nights"]) == 4
+
+
+def test_whether_a_night_is_drawn_again_is_decided_by_the_rule_of_its_own_checkpoint(
+    run_uri: str, digits_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the nights of a checkpoint stand those of another one, whose schedule asks for a larger difference."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    update_history(run_uri, lambda _: History())
+    scored = score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, str(tmp_path), "nightly-1", {})
+    compare_with_history(scored, "no-run", 3, 0.0, str(tmp_path), str(tmp_path / "page.html"))
+    (night,) = (read_history(run_uri) or History()).nights
+    assert night.distance is not None
+    assert night.protocol is not None
+    earlier = [
+        dataclasses.replace(night, id=str(day), at=night.at - timedelta(days=9 - day), distance=night.distance * (0.5 + day / 1000))
+        for day in range(6)
+    ]
+    other = dataclasses.replace(
+        night, id="other", protocol={**night.protocol, "checkpoint": "step 50, ema_0.99"}, rule=Rule(min_difference=1e9)
+    )
+    update_history(run_uri, lambda _: History(nights=(*earlier, other)))
+    with pytest.raises(RegressionError, match="worse by"):
+        compare_with_history(
+            score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, str(tmp_path), "nightly-2", {}),
+            "no-run",
+            3,
+            0.0,
+            str(tmp_path),
+            str(tmp_path / "page.html"),
+        )
+    assert len((read_history(run_uri) or History()).nights[-1].redrawn) == NUM_REDRAWN
 
 
 def test_a_score_that_is_tried_again_draws_only_what_the_killed_try_had_not_finished(
