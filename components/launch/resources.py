@@ -28,7 +28,7 @@ from components.cluster.names import (
 from components.container.image import image_from
 from training.config.errors import UserError
 from training.config.experiment import Resources
-from training.config.validation import validate
+from training.config.validation import read_json, validate
 
 RayMode = Literal["local", "rayjob", "address"]
 _TEXT_FROM_NUMBERS = {"extra": "forbid", "coerce_numbers_to_str": True}
@@ -205,8 +205,9 @@ class StageResources(Resources):
                 )
         least = _MIN_BASE_BYTES + workers * _MIN_WORKER_BYTES
         if amount(self.memory) < least:
+            where = " in each pod" if self.ray_mode == "rayjob" else ""
             raise UserError(
-                f"memory {self.memory!r} is too little: Ray and {workers} worker(s) in a pod need at least {least / _GIB:.3g}Gi"
+                f"memory {self.memory!r} is too little for Ray and {workers} worker(s){where}: write at least {least / _GIB:.3g}Gi"
             )
 
     @property
@@ -251,7 +252,7 @@ def read_resources(text: str, *, stage: str) -> StageResources:
         stage: One of `STAGES`; its parameter is `<stage>_resources`.
 
     Raises:
-        UserError: There is no such profile, or a field is unknown or does not fit; the message has its path.
+        UserError: There is no such profile, or a field is unknown, is there twice or does not fit; the message has its path.
     """
     parameter = f"{stage}_resources"
     given = _given(text, parameter)
@@ -273,10 +274,7 @@ def read_resources(text: str, *, stage: str) -> StageResources:
 def _given(text: str, parameter: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         return {"profile": text.strip()}
-    try:
-        given: dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{parameter} is not JSON: {error}") from None
+    given: dict[str, Any] = read_json(text, parameter)
     return given
 
 
@@ -317,7 +315,7 @@ def merge_resources(text: str, changes: Mapping[str, Any], *, stage: str) -> str
         stage: As for `read_resources`.
 
     Raises:
-        UserError: The text is not JSON, or a path leads through a value.
+        UserError: The text is not JSON or has a key twice, or a path leads through a value.
     """
     merged = _given(text, f"{stage}_resources")
     for path, value in changes.items():

@@ -74,7 +74,7 @@ def collect(
         TrackingError: MLflow can't be reached; without it nothing is known to be garbage.
         StorageError: The storage can't be read, or refuses to delete.
     """
-    root_uri = root_uri.rstrip("/")
+    root_uri = storage.absolute(root_uri).rstrip("/")
     found = records()  # first: what begins to be written after it is too young to be deleted
     stored = storage.list_objects(root_uri)
     read = functools.cache(_read_text)
@@ -125,7 +125,7 @@ def _require_own_records(root_uri: str, directories: Sequence[Directory], record
     names = {each.name for each in directories if each.state != "kept" and not each.name.startswith(f"{PIPELINES}/")}
     if not names:
         raise UserError(f"{root_uri}: there are no runs and no sweeps below it; name the storage root, which contains runs/")
-    if not any(run.directory_uri.startswith(f"{root_uri}/") for run in records.runs):
+    if not any(storage.absolute(run.directory_uri).startswith(f"{root_uri}/") for run in records.runs):
         raise UserError(
             f"MLflow knows none of the {len(names)} runs and sweeps in {root_uri}; is MLFLOW_TRACKING_URI that of their MLflow?"
         )

@@ -194,8 +194,8 @@ def survey(
     running = named_by(records, running=True)
     named = named_by(records)
     working = _texts_of_running(records)  # one of them, a tag, is the id of the pipeline's run
-    shown = {run.directory_uri for run in records.runs if run.directory_uri and not run.is_deleted}
-    deleted = {run.directory_uri for run in records.runs if run.directory_uri and run.is_deleted} - shown
+    shown = {storage.absolute(run.directory_uri) for run in records.runs if run.directory_uri and not run.is_deleted}
+    deleted = {storage.absolute(run.directory_uri) for run in records.runs if run.directory_uri and run.is_deleted} - shown
 
     def state_of(files: Files) -> tuple[State, str]:
         if files.name in running or files.name.removeprefix(f"{PIPELINES}/") in working:

@@ -15,7 +15,7 @@ from components.launch.resources import STAGES, StageResources, read_resources
 from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.files import decode_text, resolve_experiment
-from training.config.validation import validate_parameter
+from training.config.validation import read_json, validate_parameter
 from training.console import say
 from training.data.preparation.options import ImageOptions
 
@@ -61,12 +61,9 @@ def read_data_options(text: str) -> DataOptions:
     """Read the parameter `data_options`: a JSON object of fields of `DataOptions`; empty changes nothing.
 
     Raises:
-        UserError: The text is not a JSON object, or a field is unknown or does not fit; the message has its path.
+        UserError: The text is not a JSON object, or a field is unknown, is there twice or does not fit; the message has its path.
     """
-    try:
-        given = json.loads(text or "{}")
-    except ValueError as error:
-        raise UserError(f"data_options is not JSON: {error}") from None
+    given = read_json(text or "{}", "data_options")
     if not isinstance(given, dict):
         raise UserError(f"data_options is a JSON object, got {text}")
     read: DataOptions = validate_parameter(DataOptions, given, "data_options")

@@ -34,7 +34,8 @@ class MetricValue:
         standard_error: Its standard error over the draw of the samples; None if unknown.
         note: What it is, in a few words.
         bias: Estimate of what the finite number of images adds to the value: 0 for an unbiased estimator, None if no
-            correction is published. `value - bias` is the corrected value.
+            correction is published, or the estimate for these images is 0, as that for two equal sets. `value - bias` is the corrected
+            value.
         interval: 95% interval over the draw of the samples; None if unknown. It is around the value, bias included.
         method: How the interval is found, in a few words.
         resampled: The number without each of ten blocks of samples, or of halves (`intervals.resampled_error`), to compare it with another

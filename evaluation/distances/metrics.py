@@ -251,7 +251,7 @@ def inception_score(logits: Float[Tensor, "images classes"]) -> MetricValue:
     whole = float(isc_features_to_metric(logits, splits=1)["inception_score_mean"])
     error = spread / math.sqrt(_NUM_SPLITS - 1)  # the spread of n values divides by n
     note = f"mean over {_NUM_SPLITS} splits, whose spread is {spread:.2g}"
-    bias = (mean - whole) * _NUM_SPLITS / (_NUM_SPLITS - 1)
+    bias = (mean - whole) * _NUM_SPLITS / (_NUM_SPLITS - 1) or None
     interval = student_interval(mean, error, _NUM_SPLITS - 1)
     return MetricValue("inception_score", mean, error, note, bias, interval, "ten independent splits, Student's t", without)
 
@@ -293,7 +293,7 @@ def _spatial_frechet(inputs: MetricInputs, reference: MetricReference) -> list[M
     value = frechet_distance(reference.spatial, inputs.spatial.total())
     leave_one_out = leave_one_out_distances(reference.spatial, inputs.spatial)
     of_halves = distances_of_halves(reference.spatial, inputs.spatial)
-    bias = jackknife_bias(value, leave_one_out) if leave_one_out else None
+    bias = (jackknife_bias(value, leave_one_out) or None) if leave_one_out else None
     note = "Frechet distance of spatial features"
     return [by_jackknife("sfid", value, leave_one_out, note, bias, of_halves=of_halves)]
 

@@ -269,17 +269,20 @@ def statistics_from_arrays(arrays: Mapping[str, Any], uri: str, suffix: str = ""
     if missing:
         raise UserError(f"{uri} contains {', '.join(arrays) or 'nothing'}; statistics need {' and '.join(missing)}")
     stored = [arrays[f"{name}{suffix}"] for name in ("mu", "sigma")]
+    for name, array in zip(("mu", "sigma"), stored, strict=True):
+        if array.dtype.kind not in "fiu":
+            raise UserError(f"{uri}: {name}{suffix} is {array.dtype}; statistics are real numbers, so export the file again")
     count = arrays.get("num_images")
     try:
         mean, covariance = (torch.from_numpy(array.astype(np.float64)) for array in stored)
         num_images = None if count is None else int(count)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{uri}: mu{suffix}, sigma{suffix} or num_images are no numbers ({error})") from error
+        raise UserError(f"{uri}: num_images is no number ({error})") from error
     if num_images is not None and num_images < 2:
         raise UserError(f"{uri}: num_images is {num_images}, but statistics take 2 images or more; export the file again")
-    if mean.ndim != 1 or tuple(covariance.shape) != (len(mean), len(mean)):
+    if mean.ndim != 1 or not len(mean) or tuple(covariance.shape) != (len(mean), len(mean)):
         shapes = f"mu{suffix} {tuple(mean.shape)} and sigma{suffix} {tuple(covariance.shape)}"
-        raise UserError(f"{uri}: {shapes} are not a mean and its covariance")
+        raise UserError(f"{uri}: {shapes} are not a mean and its covariance, which are of shapes (n,) and (n, n) for n features, 1 or more")
     # A feature that is the same in all images may have a variance a little below 0, by the rounding of the squares that cancel.
     too_low = covariance.diagonal() < -1e-6 * (1 + mean.square())
     if bool(too_low.any()) or not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6, equal_nan=True):
@@ -298,8 +301,12 @@ def import_statistics(foreign_uri: str, out_uri: str, provenance: Provenance) ->
 
     Raises:
         UserError: The file is no npz with statistics, or it records a provenance of its own; the extractor has another number of features;
-            its numbers are not finite, or its covariance can't be of so few images.
+            its numbers are not finite, or its covariance can't be of so few images; `out_uri` is no `.npz`, or the file itself.
     """
+    if not out_uri.endswith(".npz"):
+        raise UserError(f"{out_uri}: the name of a file of statistics ends in .npz; name one that does")
+    if _whole_address(foreign_uri) == _whole_address(out_uri):
+        raise UserError(f"{out_uri}: is the file that is adopted, which would be overwritten; give another name")
     foreign = load_reference(foreign_uri)
     if foreign.provenance is not None:
         origin = f"{foreign.provenance.data_name}, {foreign.provenance.extractor}"
@@ -318,11 +325,13 @@ def import_statistics(foreign_uri: str, out_uri: str, provenance: Provenance) ->
             "that it was computed from"
         )
     features = dataclasses.replace(foreign.features, num_images=provenance.num_images)
-    images_uri = foreign.images_uri
-    if images_uri and not storage.is_s3(images_uri):
-        images_uri = str(storage.local_path(images_uri).absolute())  # the statistics may be read from another working directory
-    save_reference(out_uri, features, provenance, spatial=foreign.spatial, images_uri=images_uri)
+    # The whole address, as the statistics may be read from another working directory.
+    save_reference(out_uri, features, provenance, spatial=foreign.spatial, images_uri=storage.absolute(foreign.images_uri))
     return load_reference(out_uri)
+
+
+def _whole_address(uri: str) -> str:
+    return uri if storage.is_s3(uri) else str(storage.local_path(uri).resolve())
 
 
 def _rank(covariance: Tensor) -> int:

@@ -16,7 +16,8 @@ from training.config.experiment import Extractor, LikelihoodForm, Precision, Sam
 from training.config.plain import LATER
 from training.config.validation import validate
 
-_RESULT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MAX_NAME = 200  # a file name may have 255 bytes, and it gets an ending
+_RESULT_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{,{_MAX_NAME - 1}}}")
 _RESERVED_NAMES = re.compile(
     r"(final|choice|report|ensemble|two-stage)|"
     r"(step|choose|replay|ema-sweep|guidance|compare|ablation|nightly|work|last|ancestral|ddim|images)[-=].*"
@@ -88,7 +89,9 @@ class EvaluationOptions:
     def validated(self) -> EvaluationOptions:
         """Return the options, or refuse a value that is of another type or out of its range."""
         if not _RESULT_NAME.fullmatch(self.result_name):
-            raise UserError(f"result_name: {self.result_name!r} is no file name; use letters, digits, dots, dashes and underscores")
+            raise UserError(
+                f"result_name: {self.result_name!r} is no file name; use at most {_MAX_NAME} letters, digits, dots, dashes and underscores"
+            )
         options: EvaluationOptions = validate(
             EvaluationOptions, {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +23,16 @@ from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.sampling.chunks import default_chunk_size
 from evaluation.sampling.generate import QUANTIZATION
 from evaluation.sampling.reverse_variance import OPTIMAL, estimate_digest, find_or_estimate, least_bound_chain
-from evaluation.sampling.sample_set import SamplePlan, may_be_estimated, plan_samples
-from evaluation.sampling.trained_model import ModelSpec, TrainedModel
+from evaluation.sampling.sample_set import SamplePlan, may_be_estimated, plan_samples, require_draw
+from evaluation.sampling.trained_model import ModelSpec, TrainedModel, require_readable
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.config.experiment import Experiment
+from training.config.experiment import Experiment, LikelihoodForm
 from training.config.plain import as_plain, as_plain_fields
 from training.console import say
 from training.data.format.manifest import read_manifest
+from training.distributed.arithmetic import require_fast
 
 _LIKELIHOOD_BATCH_SIZE = 100
 
@@ -125,6 +127,35 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     )
 
 
+def require_possible(specs: Iterable[ModelSpec], data_uri: str, options: EvaluationOptions) -> None:
+    """Check options against models and their data set, as far as neither reference statistics nor a network evaluation are needed.
+
+    A command calls it before it computes reference statistics, which takes minutes for a large data set.
+
+    Raises:
+        CheckpointError: A checkpoint is missing or damaged, or has no such weights.
+        UserError: There is no such data set, or an option is not possible with a model or the data set.
+    """
+    options, specs = options.validated(), list(specs)
+    require_readable(specs)
+    if options.num_workers <= 1:
+        require_fast(options.precision, options.own_device)
+    class_counts = tuple(read_manifest(storage.join(data_uri, "train")).class_counts)
+    for spec in specs:
+        model = spec.load("cpu")
+        evaluation = model.experiment.evaluation
+        require_draw(
+            model,
+            num_images=options.num_samples or evaluation.num_samples,
+            sampling=options.sampling or evaluation.sampling,
+            labels=options.labels,
+            class_counts=class_counts,
+            low_res_uri=options.low_res_uri,
+        )
+        if options.likelihood:
+            _likelihood_settings(model, data_uri, options)
+
+
 def _check_metrics(
     options: EvaluationOptions, model: TrainedModel, extractor: FeatureExtractor, reference: ReferenceStatistics
 ) -> frozenset[str]:
@@ -199,14 +230,19 @@ def _chosen_metrics(options: EvaluationOptions, experiment: Experiment) -> tuple
     return experiment.evaluation.metrics if options.metrics is None else options.metrics
 
 
-def _plan_likelihood(spec: ModelSpec, model: TrainedModel, data_uri: str, options: EvaluationOptions, seed: int) -> LikelihoodPlan:
-    experiment, evaluation = model.experiment, model.experiment.evaluation
+def _likelihood_settings(model: TrainedModel, data_uri: str, options: EvaluationOptions) -> tuple[LikelihoodForm, int, str, int]:
+    """Return the form, its number of steps, the split's directory and the number of its images; refuse a chain that is too long."""
+    evaluation = model.experiment.evaluation
     form, num_steps = options.likelihood_form or evaluation.likelihood_form, options.likelihood_steps or evaluation.likelihood_steps
-    require_num_steps(form, num_steps, experiment.diffusion.num_timesteps)
+    require_num_steps(form, num_steps, model.experiment.diffusion.num_timesteps)
     dataset_uri = storage.join(data_uri, options.likelihood_split or evaluation.likelihood_split)
     available = read_manifest(dataset_uri).num_images
-    num_images = min(options.likelihood_num_images or evaluation.likelihood_num_images or available, available)
-    default = min(default_batch_size(experiment.data.image_size), _LIKELIHOOD_BATCH_SIZE)
+    return form, num_steps, dataset_uri, min(options.likelihood_num_images or evaluation.likelihood_num_images or available, available)
+
+
+def _plan_likelihood(spec: ModelSpec, model: TrainedModel, data_uri: str, options: EvaluationOptions, seed: int) -> LikelihoodPlan:
+    form, num_steps, dataset_uri, num_images = _likelihood_settings(model, data_uri, options)
+    default = min(default_batch_size(model.experiment.data.image_size), _LIKELIHOOD_BATCH_SIZE)
     timesteps, x_0_errors = None, None
     if form == "learned":
         find_or_estimate(model, data_uri, batch_size=options.batch_size)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from training.data.inspection.font import drawable, name_font
 from training.shapes import UInt8
 
 Pixels = npt.NDArray[np.uint8]
@@ -40,7 +41,7 @@ def sample_grid(
     gap = max(2, scale // 2)
     num_rows = math.ceil(len(images) / num_columns)
     font_size = max(12, tile_height // 3)
-    font = ImageFont.load_default(size=font_size)
+    font = name_font(font_size)
     top = round(font_size * 1.6) if column_names else 0
     left = round(max((font.getlength(name) for name in row_names), default=-font_size) + font_size)
     height = top + num_rows * (tile_height + gap) + gap
@@ -56,7 +57,7 @@ def sample_grid(
     heading = _fitting_font(column_names, font_size, tile_width)
     for column, name in enumerate(column_names[:num_columns]):
         centre = left + gap + column * (tile_width + gap) + tile_width / 2
-        while name and heading.getlength(name) > tile_width + gap:
+        while name and heading.getlength(name) > tile_width:
             name = name[:-1]
         draw.text((centre, top / 2), name, fill=(_INK,) * 3, font=heading, anchor="mm")
     for row, name in enumerate(row_names[:num_rows]):
@@ -65,10 +66,10 @@ def sample_grid(
     return np.asarray(picture)
 
 
-def _fitting_font(names: Sequence[str], size: int, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return the default font in this size, or in the smaller one in which each name is at most `width` pixels wide."""
-    longest = max((ImageFont.load_default(size=size).getlength(name) for name in names), default=0.0)
-    return ImageFont.load_default(size=size if longest <= width else max(_MIN_FONT_SIZE, math.floor(size * width / longest)))
+def _fitting_font(names: Sequence[str], size: int, width: int) -> ImageFont.FreeTypeFont:
+    """Return the font in this size, or in the smaller one in which each name is at most `width` pixels wide."""
+    longest = max((name_font(size).getlength(name) for name in names), default=0.0)
+    return name_font(size if longest <= width else max(_MIN_FONT_SIZE, math.floor(size * width / longest)))
 
 
 class ClassGrid:
@@ -99,7 +100,8 @@ class ClassGrid:
         depth = min((len(column) for column in columns), default=0)
         if 2 * depth * len(columns) < min(len(self._first), _NUM_ROWS * max(len(columns), 1)):
             return sample_grid(torch.stack(self._first), num_columns=MAX_COLUMNS)
-        names = [self._class_names[label] if label < len(self._class_names) else str(label) for label in sorted(self._columns)]
+        given = dict(enumerate(self._class_names))
+        names = [drawable(given.get(label, ""), str(label)) or str(label) for label in sorted(self._columns)]
         images = [column[row] for row in range(depth) for column in columns]
         return sample_grid(torch.stack(images), num_columns=len(columns), column_names=names)
 

@@ -85,8 +85,9 @@ def learn_and_store(
     model: TrainedModel, count: int, *, num_images: int = 64, seed: int = 0, batch_size: int = 0
 ) -> tuple[LearnedSteps, str]:
     """Choose timesteps and write them beside the checkpoints of the model's run; return them and their address."""
-    found = learn_steps(model, count, num_images=num_images, seed=seed, batch_size=batch_size)
     uri = file_of_model(model, DIRECTORY, f"-{count}")
+    storage.check_destination(uri)
+    found = learn_steps(model, count, num_images=num_images, seed=seed, batch_size=batch_size)
     storage.write_json(uri, {"spacing": found.spacing, **as_plain_fields(found)})
     return found, uri
 

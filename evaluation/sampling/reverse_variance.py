@@ -148,8 +148,9 @@ def estimate_and_store(
     model: TrainedModel, data_uri: str, *, num_images: int = NUM_IMAGES, seed: int = 0, batch_size: int = 0
 ) -> tuple[ReverseVariance, str]:
     """Estimate the errors and write them beside the checkpoints of the model's run; return them and their address."""
-    found = estimate(model, data_uri, num_images=num_images, seed=seed, batch_size=batch_size)
     uri = file_of_model(model, DIRECTORY, "")
+    storage.check_destination(uri)
+    found = estimate(model, data_uri, num_images=num_images, seed=seed, batch_size=batch_size)
     storage.write_json(uri, as_plain_fields(found))
     return found, uri
 

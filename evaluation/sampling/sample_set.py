@@ -79,6 +79,31 @@ def may_be_estimated(sampling: SamplingConfig) -> bool:
     return learned_count(sampling.spacing) is not None or sampling.variance != "model"
 
 
+def require_draw(
+    model: TrainedModel,
+    *,
+    num_images: int,
+    sampling: SamplingConfig,
+    labels: Labels,
+    class_counts: tuple[int, ...],
+    low_res_uri: str = "",
+) -> None:
+    """Check a draw of images against the model, without a network evaluation. The arguments are those of `plan_samples`.
+
+    Raises:
+        UserError: The labels or the small images don't suit the model, or it has no such guide.
+    """
+    upsampler = model.low_res_size is not None
+    if low_res_uri and not upsampler:
+        raise UserError(f"{model.description} is not an upsampler: it takes no images to enlarge")
+    if upsampler and labels != "balanced":
+        raise UserError(f"{model.description} is an upsampler: its labels are those of the small images; leave the labels out")
+    labels_for(torch.arange(1), model.num_classes, labels, seed=0, class_counts=class_counts)
+    require_guide(sampling, model.members)
+    if low_res_uri:
+        _FirstStage(low_res_uri, num_images, model)
+
+
 def plan_samples(
     spec: ModelSpec,
     model: TrainedModel,
@@ -100,15 +125,10 @@ def plan_samples(
     `batch_size` of 0 takes the default for this image size. The rest is as in `SamplePlan`.
 
     Raises:
-        UserError: The labels or the small images don't suit the model, or it has no such guide.
+        UserError: As `require_draw`.
     """
+    require_draw(model, num_images=num_images, sampling=sampling, labels=labels, class_counts=class_counts, low_res_uri=low_res_uri)
     upsampler = model.low_res_size is not None
-    if low_res_uri and not upsampler:
-        raise UserError(f"{model.description} is not an upsampler: it takes no images to enlarge")
-    if upsampler and labels != "balanced":
-        raise UserError(f"{model.description} is an upsampler: its labels are those of the small images; leave the labels out")
-    labels_for(torch.arange(1), model.num_classes, labels, seed=seed, class_counts=class_counts)
-    require_guide(sampling, model.members)
     sampling = with_learned_steps(sampling, model, batch_size=batch_size)
     if sampling.variance != "model":
         find_or_estimate(model, data_uri, batch_size=batch_size)  # here, not in each worker
@@ -211,7 +231,7 @@ def _draw_chunk(chunk: Chunk[SamplePlan]) -> int:
 def _low_res(plan: SamplePlan, model: TrainedModel) -> LowRes | None:
     if plan.low_res_data_uri and model.low_res_size is not None:
         return RealLowRes(plan.low_res_data_uri, model.low_res_size)
-    return _FirstStage(plan, model) if plan.low_res_uri else None
+    return _FirstStage(plan.low_res_uri, plan.num_images, model) if plan.low_res_uri else None
 
 
 def _read_plan(uri: str) -> dict[str, Any]:
@@ -225,12 +245,12 @@ def _read_plan(uri: str) -> dict[str, Any]:
 class _FirstStage:
     """Image i of the first stage's set and its label. The two stages may have chunks of different sizes."""
 
-    def __init__(self, plan: SamplePlan, model: TrainedModel) -> None:
-        self._uri = plan.low_res_uri
-        small = _read_plan(self._uri)
+    def __init__(self, uri: str, num_images: int, model: TrainedModel) -> None:
+        self._uri = uri
+        small = _read_plan(uri)
         self._chunk_size = int(small["chunk_size"])
-        if int(small["num_images"]) < plan.num_images:
-            raise UserError(f"{self._uri} contains {small['num_images']:,} images; {plan.num_images:,} are to be enlarged: draw more")
+        if int(small["num_images"]) < num_images:
+            raise UserError(f"{uri} contains {small['num_images']:,} images; {num_images:,} are to be enlarged: draw more")
         images, labels = _cached_chunk(self._uri, 0)
         size = images.shape[-1]
         if size != model.low_res_size:

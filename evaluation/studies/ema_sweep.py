@@ -116,9 +116,14 @@ def _steps(run_uri: str, decays: Sequence[float], steps: Sequence[int]) -> list[
     """Return the steps of a sweep: the given ones, or the latest; refuse decays that are none, and a run without averages."""
     if not decays or not all(0 < decay < 1 for decay in decays):
         raise UserError(f"decays are numbers between 0 and 1, such as 0.99,0.999; got {list(decays)}")
-    present = [*checkpoint.steps(run_uri), *(snapshot.step for snapshot in averages.snapshots(run_uri))]
+    stored, snapshots = checkpoint.steps(run_uri), [snapshot.step for snapshot in averages.snapshots(run_uri)]
+    present = [*stored, *snapshots]
     if not present:
         raise UserError(f"{run_uri}: the run has neither checkpoints nor snapshots")
+    for step in set(steps) - set(stored):
+        if not 0 < step <= max(snapshots, default=0):  # an average can be rebuilt at any other
+            steps_there = ", ".join(map(str, sorted(set(present))))
+            raise UserError(f"{run_uri}: has no checkpoint of step {step}; its checkpoints and snapshots are of the steps {steps_there}")
     return sorted(set(steps) or {max(present)})
 
 

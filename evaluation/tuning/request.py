@@ -84,8 +84,8 @@ class TuneRequest(PlainRecord):
         return f"tune-{experiment.name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def command(self) -> str:
-        """Return the command that makes the same request."""
-        words = ["iddpm", "tune", self.preset or f"{self.experiment().name}.toml"]
+        """Return the command that makes the same request; FILE.toml stands for a file, whose name is not part of a request."""
+        words = ["iddpm", "tune", self.preset or "FILE.toml"]
         words += [word for item in self.search for word in ("--search", item)]
         words += ["--trials", str(self.trials)]
         words += [word for item in self.overrides for word in ("--set", item)]

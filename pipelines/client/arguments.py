@@ -26,6 +26,7 @@ from components.steps.settings import (
 )
 from pipelines.compile import PIPELINES, compiled
 from pipelines.compile_checks import parse_documents
+from training import storage
 from training.config.addresses import without_passwords
 from training.config.errors import UserError
 from training.config.experiment import Resources
@@ -35,6 +36,7 @@ from training.tracking.runs import is_run_key
 
 PRESET, OVERRIDES, FILE = "experiment_preset", "experiment_overrides", "experiment_file"
 ABLATION = "ablation_name"
+_DIRECTORIES = ("data_uri", "storage_root_uri")
 FORCE_FROM, TRACKING = "force_from", "tracking_experiment"
 _KINDS: dict[str, tuple[type, str]] = {
     "BOOLEAN": (bool, "true or false"),
@@ -177,7 +179,9 @@ def arguments_of(
     _check(pipeline, arguments)
     if on_cluster:
         _check_for_cluster(pipeline, arguments)
-    return arguments
+        return arguments
+    # Records and MLflow keep these addresses, and a later command may be given in another folder.
+    return {name: storage.absolute(value) if name in _DIRECTORIES else value for name, value in arguments.items()}
 
 
 def _check(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:

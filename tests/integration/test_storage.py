@@ -611,6 +611,11 @@ def test_a_disk_that_fills_up_during_the_download_is_an_error_and_leaves_nothing
     assert list(small_disk.iterdir()) == []
 
 
+def test_a_directory_that_takes_no_file_is_not_called_a_full_disk():
+    with pytest.raises(StorageError, match=r"^/proc/x: no file can be made in this directory; name another directory$"):
+        storage.write_bytes("/proc/x", b"x")
+
+
 class Outage:
     """An action that fails `count` times before it succeeds."""
 

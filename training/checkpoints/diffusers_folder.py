@@ -58,6 +58,7 @@ def export_diffusers(checkpoint_uri: str, folder_uri: str, *, weights: str | Non
     if storage.list_uris(folder_uri):
         raise UserError(f"{folder_uri}: is not empty; name another folder, or delete it if an earlier export was stopped there")
     chosen = checkpoint.choose_weights(checkpoint_uri, weights)
+    storage.check_destination(storage.join(folder_uri, CONFIG))
     state = to_diffusers(checkpoint.load_model_state(checkpoint_uri, chosen), experiment.model)
     scheduler = scheduler_config(experiment.diffusion)
     texts = {CONFIG: config, SCHEDULER: scheduler, checkpoint.EXPERIMENT: experiment.to_dict()}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from training import storage
 from training.checkpoints import checkpoint
 from training.checkpoints.network import load_network
 from training.models.unet import example_inputs
@@ -29,6 +30,7 @@ def export_program(checkpoint_uri: str, file_uri: str, *, weights: str | None = 
     """
     experiment = checkpoint.load_experiment(checkpoint_uri)
     chosen = checkpoint.choose_weights(checkpoint_uri, weights)
+    storage.check_destination(file_uri)
     network = load_network(checkpoint_uri, chosen, experiment)
     inputs = example_inputs(experiment, 2)  # a batch of one would be traced as a constant
     batch = torch.export.Dim("batch", min=1)

@@ -133,6 +133,7 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
         )
     experiment = checkpoint.load_experiment(checkpoint_uri)
     chosen = checkpoint.choose_weights(checkpoint_uri, weights)
+    storage.check_destination(file_uri)
     state = {name: tensor.contiguous() for name, tensor in checkpoint.load_model_state(checkpoint_uri, chosen).items()}
     metadata = {"experiment": experiment.to_json(), "weights": chosen, "step": str(checkpoint.step_of(checkpoint_uri))}
 
@@ -182,7 +183,9 @@ def _read_pt(path: Path, file_name: str) -> Tensors:
             "save the network's state_dict() alone"
         ) from error
     except _UNREADABLE as error:
-        reason = lines_of(error)[0].partition(". ")[0]
+        reason = lines_of(error)[0].rpartition("] . ")[2].partition(". ")[0]  # without torch's line of C++ and its advice
+        if isinstance(error, LookupError):  # text, which was read as pickled objects
+            reason = f"it begins with {path.open('rb').read(8)!r}"
         raise UserError(f"{file_name}: can't be read as plain tensors; it is damaged or cut short ({reason})") from error
     if not isinstance(value, Mapping) or not value or not all(isinstance(item, Tensor) for item in value.values()):
         raise UserError(f"{file_name}: does not contain the weights of a network (a dictionary of tensors); optimiser files do not")

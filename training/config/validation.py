@@ -9,8 +9,10 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import types
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -63,6 +65,26 @@ def adapter(cls: type) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
+def read_json(text: str, parameter: str) -> Any:
+    """Return the value of a JSON text that a user wrote as a pipeline's parameter.
+
+    Raises:
+        UserError: It is not JSON, or an object in it has a key twice, of which Python would take the last one.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, count in Counter(key for key, _ in pairs).items():
+            require(count == 1, parameter, f"has {key!r} {count} times; keep one of them")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets, is no JSONDecodeError
+        raise UserError(f"{parameter} is not JSON: {error}") from None
+
+
 def validate(cls: type, value: Mapping[str, Any]) -> Any:
     """Return an object of that dataclass.
 
@@ -74,9 +96,24 @@ def validate(cls: type, value: Mapping[str, Any]) -> Any:
     except ImportError:
         return _build(cls, value, "")
     try:
-        return adapter(cls).validate_python(value)
+        made = adapter(cls).validate_python(value)
     except ValidationError as error:
         raise UserError(_explain(error, cls)) from error
+    _refuse_booleans(value, made, "")
+    return made
+
+
+def _refuse_booleans(given: Any, made: Any, path: str) -> None:
+    """Refuse true and false of which pydantic made the numbers 1 and 0."""
+    parts: Iterable[tuple[Any, Any, Any]] = ()
+    if isinstance(given, Mapping):
+        parts = ((name, item, made.get(name) if isinstance(made, Mapping) else getattr(made, name)) for name, item in given.items())
+    elif isinstance(given, list | tuple):
+        parts = zip(range(len(given)), given, made, strict=True)
+    elif isinstance(given, bool):
+        require(isinstance(made, bool), path, f"{json.dumps(given)} is given, but this field is not true or false")
+    for name, item, value in parts:
+        _refuse_booleans(item, value, f"{path}.{name}" if path else str(name))
 
 
 def validate_parameter(cls: type, value: Mapping[str, Any], parameter: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from training.config.files import read_experiment_file
 from training.config.presets import preset
@@ -117,7 +118,7 @@ def suggest_experiment(
         f"num_steps = {num_steps}  # about {took} on {f'{num_cores} cores' if on_cpu else f'one {card}'}, "
         f"{num_steps * batch_size / num_images:,.0f} times through the images",
         f"ema_decays = [{_decay(num_steps, 20)}, {_decay(num_steps, 5)}]  # averages over about a twentieth and a fifth of training",
-        f"checkpoint_interval = {interval}  # {num_checkpoints} checkpoints, each is scored",
+        f"checkpoint_interval = {interval}  # {math.ceil(num_steps / interval)} checkpoints, each is scored",
     ]
     lines["evaluation"] = [
         *(_CPU_EXTRACTOR if on_cpu else []),

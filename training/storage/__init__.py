@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar, cast
 from training.config.errors import UserError
 from training.config.validation import validate_stored
 from training.storage import disk
+from training.storage.disk import absolute as absolute
 from training.storage.disk import local_path as local_path
 from training.storage.disk import make_directory as make_directory
 from training.storage.errors import MissingKeyError as MissingKeyError

@@ -45,6 +45,11 @@ def local_path(uri: str) -> Path:
     return Path(unquote(rest.removeprefix("localhost")))
 
 
+def absolute(uri: str) -> str:
+    """Return the whole address of a path on this machine, which means the same in every folder; an address with a scheme stays as it is."""
+    return str(Path(uri).absolute()) if uri and "://" not in uri else uri
+
+
 def make_directory(path: str | Path) -> None:
     """Make a directory on this machine where it is missing: before long work, so that a place that can't be written is refused early."""
     with explain_disk_errors(str(path)):
@@ -224,12 +229,16 @@ def _is_abandoned(path: Path) -> bool:
 def _partial_file(target: Path, *, num_bytes: int) -> Iterator[Path]:
     """Provide a new name next to `target` to write to; a file that still has it at the end is deleted."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
-    if num_bytes > free:
-        raise OSError(errno.ENOSPC, f"needs {format_bytes(num_bytes)}, {format_bytes(free)} free", str(target))
+    space = shutil.disk_usage(target.parent)
+    if num_bytes > space.free and space.total:  # /proc has no size, nor have some shares
+        raise OSError(errno.ENOSPC, f"needs {format_bytes(num_bytes)}, {format_bytes(space.free)} free", str(target))
     # A name may have 255 bytes, and a character up to four.
     partial = target.parent / f".{target.name[:50]}.{secrets.token_hex(6)}{_PARTIAL_SUFFIX}"
     try:
         yield partial
+    except FileNotFoundError as error:
+        if space.total:
+            raise
+        raise StorageError(f"{target}: no file can be made in this directory; name another directory") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -49,13 +49,17 @@ class RegisteredModel:
 def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
     """Register a checkpoint, or find it registered, and return it with its version; it becomes the champion if it is the best so far.
 
+    The reason why a version does not compete is said once, when it is new: several steps register the same one.
+
     A version is a small directory that names the checkpoint, for `mlflow.pyfunc.load_model`: `<run>/mlflow/<step>-<weights>` in S3. If the
     run is on disk, the directory is among MLflow's artifacts, as an MLflow server refuses versions in a directory that it does not own.
     """
     client, name = connect(), model.name
     tags = {f"iddpm.{key}": str(getattr(model, key)) for key in _TAGS}
+    is_new = False
 
     def find_or_create() -> Any:
+        nonlocal is_new
         if not client.search_registered_models(f"name = '{name}'"):
             _create(client, name)
         for version in client.search_model_versions(f"name = '{name}' and run_id = '{model.run_id}'"):
@@ -68,16 +72,21 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
                 return version
         source = _write_pyfunc(client, model, loader_module)
         all_tags = {**tags, _PROTOCOL: model.protocol} if model.protocol else tags
+        is_new = True
         return client.create_model_version(name, source=source, run_id=model.run_id, tags=all_tags, description=model.description or None)
+
+    def tell(reason: str) -> None:
+        if is_new:
+            say(reason)
 
     registered = _read(request(find_or_create))
     version = _by_alias(client, name)
     if version is not None and _missing_tags(version):
-        say(f"{name} version {version.version} stays the registry's champion: it was made by hand, and has no distance to compare with")
+        tell(f"{name} version {version.version} stays the registry's champion: it was made by hand, and has no distance to compare with")
         return registered
     champion = None if version is None else _read(version)
     if champion is not None and not _has_same_data(champion, model):
-        say(
+        tell(
             f"{name} version {registered.version} does not compete with the registry's champion, version {champion.version}: its images "
             f"are {_data_name(model)}, the champion's {_data_name(champion)}; give its experiment another name, or set the alias by hand"
         )
@@ -85,7 +94,7 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
     if champion is None or (_weights(champion) == _weights(model) and champion.version != registered.version):
         best = _best(client, registered)  # evaluated again, the champion has another number, by which another one may be better
     elif other := _other_protocol(champion, model):
-        say(
+        tell(
             f"{name} version {registered.version} does not compete with the registry's champion, version {champion.version}: its distance "
             f"was measured by {other}; train and evaluate it as the champion, or set the alias by hand"
         )

@@ -147,7 +147,7 @@ class AblationRequest(KnownFieldsOnly, PlainRecord):
         words += ["--seeds", str(self.seeds)] if self.seeds > 1 else []
         words += ["--checkpoint", self.checkpoint] if self.checkpoint else []
         for path, values in self.grid.items():
-            words += ["--grid", f"{path}={','.join(map(format_value, values))}"]
+            words += ["--grid", _axis_word(path, values)]
         for item in self.overrides:
             words += ["--set", item]
         for role, uri in self.runs.items():
@@ -242,6 +242,12 @@ def parse_grid(words: Iterable[str]) -> dict[str, list[Any]]:
         except json.JSONDecodeError:
             axes[path] = [_parse(value.strip()) for value in values.split(",")]
     return axes
+
+
+def _axis_word(path: str, values: Sequence[Any]) -> str:
+    """Return the word that `parse_grid` reads as this axis: values in quotes only where they need them, as those with commas do."""
+    plain = f"{path}={','.join(map(format_value, values))}"
+    return plain if parse_grid([plain]) == {path: list(values)} else f"{path}={json.dumps(list(values))[1:-1]}"
 
 
 def _parse(word: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -156,6 +157,15 @@ def evaluate(
     from training.checkpoints.checkpoint import load_experiment
 
     require_own_name(name)
+    if not likelihood:
+        for option, given in (
+            ("--likelihood-form", likelihood_form),
+            ("--likelihood-steps", likelihood_steps),
+            ("--likelihood-split", likelihood_split),
+            ("--likelihood-images", likelihood_images),
+        ):
+            if given:
+                raise UserError(f"{option} says how to compute bits/dim, and --no-likelihood leaves them out; give one of the two")
     measures = _metrics(metrics)
     named, data_uri = model_and_data(model, data)
     spec = _spec(named.spec(weights or None), ends, ends_weights, ends_width)
@@ -217,7 +227,7 @@ def compare(
     extractor_weights: str = EXTRACTOR_WEIGHTS,
     metrics: list[str] = METRICS,
     likelihood: bool = typer.Option(True, help="Compute bits/dim."),
-    seed: int = typer.Option(-1, help="Seed of the common noise; -1 derives it from the first model's experiment."),
+    seed: int = typer.Option(-1, min=-1, help="Seed of the common noise; -1 derives it from the first model's experiment."),
     out: Path = typer.Option(Path("comparison"), help="Directory for samples.png, comparison.json and comparison.html."),
     num_workers: int = WORKERS,
     batch_size: int = BATCH,
@@ -363,20 +373,19 @@ def evaluation_options(
 
     chosen = {name: value for name, value in given.items() if value or name not in _OF_EXPERIMENT}
     changed = sampling_of(checkpoint_uri, steps, method, sampling) if steps or method or sampling else None
-    return EvaluationOptions(sampling=changed, **chosen)
+    return EvaluationOptions(sampling=changed, **chosen).validated()
 
 
 def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions, specs: Iterable[ModelSpec]) -> str:
     """Return the URI of the data set's reference statistics: those of the pipeline that trained the model, or those in the data set.
 
-    Missing ones are computed. Metrics that can't be had, and models (`specs`) that can't be read, are refused first.
+    Missing ones are computed. Metrics that can't be had, models (`specs`) that can't be read, and options that can't be are refused first.
     """
     from components.steps.reference import REFERENCES
     from evaluation.distances.reference_statistics import compute_reference, find_reference
-    from evaluation.evaluate.preflight import require_metrics
+    from evaluation.evaluate.preflight import require_metrics, require_possible
     from evaluation.features.extractors import load_extractor
     from evaluation.records.run_directory import run_uri_of
-    from evaluation.sampling.trained_model import require_readable
     from training.checkpoints.checkpoint import load_experiment
 
     experiment = load_experiment(model.checkpoint_uri)
@@ -387,7 +396,8 @@ def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions
     root = re.fullmatch("(.*[^/])/runs/[^/]+", run_uri_of(model.checkpoint_uri))
     if root and (found := find_reference(train_uri, network, storage.join(root[1], REFERENCES), count)):
         return found.uri
-    return compute_reference(train_uri, network, directory, count, before=lambda: require_readable(specs)).uri
+    check = functools.partial(require_possible, specs, data_uri, options)
+    return compute_reference(train_uri, network, directory, count, before=check).uri
 
 
 def _spec(spec: ModelSpec, ends: str, ends_weights: str, ends_width: int) -> ModelSpec:
@@ -417,6 +427,10 @@ def sampling_of(checkpoint_uri: str, steps: str, method: str, settings: Sequence
         # An unknown method passes here. `override` refuses it.
         sampling = experiment.evaluation.sampling.with_method(cast(SamplingMethod, method))
         experiment = dataclasses.replace(experiment, evaluation=dataclasses.replace(experiment.evaluation, sampling=sampling))
+    changed = {setting.partition("=")[0].strip() for setting in settings}
+    for field, option, given in (("spacing", "--steps", steps), ("method", "--method", method)):
+        if given and field in changed:
+            raise UserError(f"{option} {given} and --sampling {field} mean the same; give one")
     changes = [f"evaluation.sampling.spacing={json.dumps(steps)}"] if steps else []
     changes += [f"evaluation.sampling.{setting}" for setting in settings]
     return experiment.override(changes).evaluation.sampling

@@ -94,7 +94,9 @@ def preview(
 ) -> None:
     """Write a labelled contact sheet."""
     connect()
+    from training import storage
     from training.data.inspection.contact_sheet import preview as write
 
+    storage.check_destination(out)
     write(dataset, out, num_images=num_images)
     print(out)

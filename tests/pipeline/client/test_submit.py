@@ -213,7 +213,11 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         ),
         (
             ("train", "--resources", "train.memory=900Mi"),
-            "train_resources.memory '900Mi' is too little: Ray and 1 worker(s) in a pod need at least 1.5Gi",
+            "train_resources.memory '900Mi' is too little for Ray and 1 worker(s): write at least 1.5Gi",
+        ),
+        (
+            ("train", "--param", 'train_resources={"profile": "rayjob-8xgpu", "memory": "4Gi"}'),
+            "train_resources.memory '4Gi' is too little for Ray and 8 worker(s) in each pod: write at least 5Gi",
         ),
         (("train", "--resources", "train.gpu_type=gpu"), "it reads like nvidia.com/gpu"),
         (("train", "--resources", 'train.node_selector={"gpu": 1}'), 'the value of label gpu must be text; write "1" in quotes'),
@@ -262,6 +266,11 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--param", 'data_options={"max_pixels": 1073741825}'), "data_options.max_pixels must be 1 to 1,073,741,824"),
         (("train", "--param", 'data_options={"other_sizes": [32, 0]}'), "other_sizes must be 1 or more"),
         (("train", "--param", 'data_options={"other_sizes": [8.5]}'), "data_options.other_sizes"),
+        (
+            ("train", "--param", 'data_options={"num_test": true}'),
+            "data_options.num_test: true is given, but this field is not true or false",
+        ),
+        (("train", "--param", 'data_options={"num_test": 1, "num_test": 2}'), "data_options: has 'num_test' 2 times; keep one of them"),
         (("train", "--param", "data_options=[]"), "data_options is a JSON object"),
         (("train", "--param", "data_uri"), "write name=value"),
         (("train", "--param", "data_uri=s3://a", "--param", "data_uri=s3://b"), "is given twice"),
@@ -290,6 +299,7 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("compare", "--param", 'models=["runs:/1"]'), "name two or more"),
         (("tune", "--param", 'tune_search=["model.dropout=0..2"]'), "model.dropout: must be in [0, 1), got 2.0"),
         (("tune", "--param", 'tune_options={"sed": 1}'), "tune_options.sed: there is no 'sed'; did you mean 'seed'?"),
+        (("tune", "--param", 'tune_options={"hours": true}'), "tune_options.hours: true is given, but this field is not true or false"),
         (("tune", "--param", 'tune_options={"reduction": 1}'), "tune_options.reduction: must be 2 or more, or 0 to prune no trial, got 1"),
         (("tune", "--param", "tune_search=[1]"), "search: a searched field is text, got 1; write LOW..HIGH, log:LOW..HIGH or [A,B,C]"),
         (("tune", "--param", "tune_trials=0"), "trials: must be 1 or more, got 0"),

@@ -583,10 +583,10 @@ def test_init_and_training_look_at_the_folder_whatever_its_name(
 
 def test_init_says_one_size_where_all_images_have_it(run_iddpm: Command, tmp_path: Path) -> None:
     (tmp_path / "grey").mkdir()
-    for number in range(2):
+    for number in range(3):
         Image.new("L", (40, 40), number).save(tmp_path / "grey" / f"{number}.png")
     _, out, _ = run_iddpm("init", "--images", str(tmp_path / "grey"), "--out", str(tmp_path / "mine.toml"))
-    assert "grey: 2 images, 40 pixels, 1 channel\n" in out
+    assert "grey: 3 images, 40 pixels, 1 channel\n" in out
 
 
 def test_init_says_once_which_image_takes_the_classes_from_all(run_iddpm: Command, images: Path, tmp_path: Path) -> None:

@@ -86,6 +86,16 @@ def test_the_workers_place_and_what_a_pod_gets_are_said_as_they_are_here(
         ("experiment_preset", "no-such-preset", "no-such-preset"),
         ("experiment_file", "base = 3", "must be the name of a preset"),
         ("data_options", '{"num_tests": 3}', "did you mean 'num_test'"),
+        ("data_options", '{"num_test": true}', "data_options.num_test: true is given, but this field is not true or false"),
+        ("data_options", '{"other_sizes": [16, true]}', "data_options.other_sizes.1: true is given"),
+        ("data_options", '{"num_test": 1, "num_test": 2}', "data_options: has 'num_test' 2 times; keep one of them"),
+        ("train_resources", '{"num_workers": true}', "train_resources.num_workers: true is given"),
+        (
+            "train_resources",
+            '{"ray_mode": "rayjob", "cpu": "2", "rayjob": {"workers_per_pod": true}}',
+            "train_resources.rayjob.workers_per_pod: true is given",
+        ),
+        ("train_resources", '{"node_selector": {"a": "1", "a": "2"}}', "train_resources: has 'a' 2 times; keep one of them"),
         (
             "train_resources",
             '{"ray_mode": "address", "ray_address": "http://head:8265", "cpu": "4"}',

@@ -88,6 +88,7 @@ def test_the_form_sets_the_objective_and_a_users_grid() -> None:
             ("width", "tiny", {}, {"seed": 5}, DEFAULT_PRESET, "as named", []),
             "ablation_options.seed: there is no 'seed'; did you mean 'seeds'",
         ),
+        (("width", "tiny", {}, {"seeds": True}, DEFAULT_PRESET, "as named", []), "ablation_options.seeds: true is given"),
         (("width", "tiny", {}, {"seeds": "five"}, DEFAULT_PRESET, "as named", []), "ablation_options.seeds: .* got 'five'"),
         (("width", "tiny", {}, {"seeds": 0}, DEFAULT_PRESET, "as named", []), "must be 1 or more, got 0"),
         (("width", "tiny", {}, {"seeds": 334}, DEFAULT_PRESET, "as named", []), "has 1,002 trials; it may have 1,000"),

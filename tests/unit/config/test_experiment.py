@@ -221,12 +221,17 @@ def test_another_image_size_alone_is_refused_with_what_to_write_beside_it(overri
         ({"min_workers": 3, "num_workers": 2}, r"resources\.min_workers: must be 0 to num_workers"),
         ({"precision": "fp16"}, r"precision: .*'fp32' or 'bf16'"),
         ({"num_worker": 1}, "^num_worker: there is no 'num_worker'; did you mean 'num_workers'"),
+        ({"num_workers": True}, "^num_workers: true is given, but this field is not true or false"),
         ({"collective_timeout_seconds": 0}, r"collective_timeout_seconds: must be at least 1"),
     ],
 )
 def test_wrong_resources_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Resources.from_dict(fields)
+
+
+def test_a_number_may_be_given_as_text_and_a_switch_as_true() -> None:
+    assert Resources.from_dict({"num_workers": "5", "compile": True}) == Resources(num_workers=5, compile=True)
 
 
 def test_an_experiment_is_validated_without_torch() -> None:

@@ -50,6 +50,14 @@ def test_every_choice_is_explained_and_few_images_are_not_seen_for_ever() -> Non
     )
 
 
+@pytest.mark.parametrize("num_images", [3, 5, 20, 60, 3_000])
+def test_the_checkpoints_of_the_comment_are_those_of_the_training(num_images: int) -> None:
+    text = suggest_experiment(num_images=num_images, min_side=32, channels=3, hours=0.01)
+    optim = read_experiment_file(text).optim
+    stored = [step for step in range(1, optim.num_steps + 1) if step % optim.checkpoint_interval == 0 or step == optim.num_steps]
+    assert f"checkpoint_interval = {optim.checkpoint_interval}  # {len(stored)} checkpoints, each is scored" in text
+
+
 def test_what_no_experiment_can_be_made_for_is_refused() -> None:
     with pytest.raises(UserError, match="there is no card 'H900'; the cards are H100"):
         suggest_experiment(num_images=10, min_side=64, channels=3, card="H900")

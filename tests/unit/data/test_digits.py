@@ -127,6 +127,13 @@ def test_rows_are_shuffled_over_the_whole_data_set(data_uri, tmp_path):
     assert follows < 0.2
 
 
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_another_size_than_the_digits_have_is_refused_without_advice_for_files(tmp_path, on_error):
+    message = r"^digits: all/\d+ is 8x8, but resize 'none' needs exactly 16x16; take the image's own size, or resize 'area'$"
+    with pytest.raises(UserError, match=message):
+        prepare(digits("test"), str(tmp_path), image_size=16, options=Options(resize="none", on_error=on_error))
+
+
 def test_a_missing_data_set_is_refused_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(UserError, match="iddpm preprocess"):
         Loader(str(tmp_path / "nothing"), seed=0, global_batch_size=1)

@@ -1,6 +1,8 @@
 """A folder of images is described before anybody writes an experiment for it."""
 
+import contextlib
 import io
+import zipfile
 
 import numpy as np
 import pytest
@@ -40,9 +42,38 @@ def test_a_folder_of_grey_images_without_subfolders_has_one_channel_and_no_class
 
 
 def test_a_transparent_palette_entry_counts_as_transparency(tmp_path):
-    save(tmp_path / "1.png", 20, 20, "P", transparency=0)
+    for number in range(3):
+        save(tmp_path / f"{number}.png", 20, 20, "P", transparency=0)
     found = inspect_folder(str(tmp_path))
-    assert (found.num_transparent, found.image_channels) == (1, 3)
+    assert (found.num_transparent, found.image_channels) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["1.png"], r"has 1 training image\(s\), and training takes 3 or more: 2 to train on and 1 to hold out for bits/dim; add images"),
+        (["1.png", "2.png"], r"has 2 training image\(s\), and training takes 3 or more"),
+        (["a/1.png", "b/2.png", "c/3.png"], r"takes 4 or more: 3 to train on and 1 to hold out"),
+        (["train/1.png", "test/2.png"], r"has 1 training image\(s\), and training takes 2 or more: 2 to train on; add images"),
+        (["1.png", "2.png", "3.png"], ""),
+        (["a/1.png", "b/2.png", "c/3.png", "c/4.png"], ""),
+        (["train/1.png", "train/2.png", "test/3.png"], ""),
+    ],
+)
+def test_fewer_images_than_a_training_takes_are_refused_with_their_number(tmp_path, files, message):
+    for file in files:
+        save(tmp_path / file, 20, 20)
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        inspect_folder(str(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_with_two_images_of_one_name_is_refused(folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for name in ("a.png", "b.png", "c.png", "a.png"):
+            archive.write(folder / "cats" / "1.png", name)
+    with pytest.raises(UserError, match=r"photos\.zip: lists 'a\.png' 2 times; remove the duplicates"):
+        inspect_folder(str(tmp_path / "photos.zip"))
 
 
 def test_files_that_are_no_images_are_listed_with_their_reasons(folder):

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rounding import rounded
@@ -191,8 +192,9 @@ def test_a_program_of_torch_export_is_refused_by_its_name(tmp_path: Path) -> Non
     [
         (b"not a checkpoint", "opt000000.pt: can't be read as plain tensors"),
         (b"PK\3\4 the beginning of a file", "it is damaged or cut short"),
-        (b"step,loss\n1,0.5\n", r"opt000000\.pt: .* it is damaged or cut short \(pop from empty list\)"),
-        (b"running step 1 of 10\n", r"opt000000\.pt: .* it is damaged or cut short"),
+        (b"step,loss\n1,0.5\n", r"opt000000\.pt: .* it is damaged or cut short \(it begins with b'step,los'\)"),
+        (b"running step 1 of 10\n", r"opt000000\.pt: .* it is damaged or cut short \(it begins with b'running '\)"),
+        (b"hello, I am text\n", r"opt000000\.pt: .* it is damaged or cut short \(it begins with b'hello, I'\)"),
         ({"state": {}, "param_groups": []}, "does not contain the weights of a network"),
         (Trap(), r"can't be read as plain tensors: .* could run code; save the network's state_dict\(\) alone$"),
     ],
@@ -209,6 +211,12 @@ def test_a_file_that_is_no_network_is_refused_and_runs_no_code(
         read_weights(str(path))
     assert "code ran" not in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_arrays_of_numpy_are_refused_with_torchs_reason_alone(tmp_path: Path) -> None:
+    np.savez(tmp_path / "opt000000.npz", mu=np.zeros(3))
+    with pytest.raises(UserError, match=r"damaged or cut short \(file in archive is not in a subdirectory: mu\.npy\)$"):
+        read_weights(str(tmp_path / "opt000000.npz"))
 
 
 def test_a_damaged_safetensors_file_is_refused(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def check_size(width: int, height: int, size: int, mode: Resize, *, allow_upscal
         ImageError: It is too small and `allow_upscale` is False, or the mode is "none" and it has another size.
     """
     if mode == "none" and (width, height) != (size, size):
-        raise ImageError(f"is {width}x{height}, but resize 'none' needs exactly {size}x{size}; choose 'area'")
+        raise ImageError(f"is {width}x{height}, but resize 'none' needs exactly {size}x{size}; take the image's own size, or resize 'area'")
     enlarged = min(width, height) < size
     if enlarged and not allow_upscale:
         raise ImageError(f"is {width}x{height}, smaller than {size}; use a smaller image size, or allow_upscale")

@@ -14,6 +14,7 @@ from training import storage
 from training.config.errors import UserError
 from training.data.format.manifest import Images, Manifest
 from training.data.images.resize import to_image
+from training.data.inspection.font import drawable, name_font
 from training.data.loading.row_groups import RowReader
 
 _TILE = 64
@@ -37,7 +38,9 @@ def preview(dataset_uri: str, sheet_uri: str, *, num_images: int = 64) -> Manife
     _, pixels, labels = reader.rows(np.arange(min(num_images, manifest.num_images)))
     images: list[Images] = list(pixels.permute(0, 2, 3, 1).numpy())
     captions = (
-        [manifest.class_names[label] if label >= 0 else "" for label in labels.tolist()] if labels is not None else [""] * len(images)
+        [drawable(manifest.class_names[label], str(label)) if label >= 0 else "" for label in labels.tolist()]
+        if labels is not None
+        else [""] * len(images)
     )
     with tempfile.TemporaryDirectory(prefix="iddpm-preview-") as directory:
         local = Path(directory) / "sheet.png"
@@ -50,23 +53,19 @@ def preview(dataset_uri: str, sheet_uri: str, *, num_images: int = 64) -> Manife
 
 def contact_sheet(images: Sequence[Images], captions: Sequence[str], title: str = "") -> Image.Image:
     """Draw a grid of images `[height, width, channels]`, small ones enlarged by a whole factor, with shortened captions beneath."""
-    import matplotlib
-
     factor = max(1, _TILE // images[0].shape[0])
     tile = images[0].shape[0] * factor
     columns = math.ceil(math.sqrt(len(images)))
     rows = -(-len(images) // columns)
     step_x, step_y = tile + _MARGIN, tile + (_CAPTION if any(captions) else 0) + _MARGIN
-    # Pillow's own font has only ASCII, and a class may have any name.
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 10)
+    font = name_font(10)
     width = max(columns * step_x + _MARGIN, math.ceil(font.getlength(title)) + 2 * _MARGIN)
     sheet = Image.new("RGB", (width, rows * step_y + _MARGIN + (_TITLE if title else 0)), "white")
     draw = ImageDraw.Draw(sheet)
     for index, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = _MARGIN + index % columns * step_x, _MARGIN + index // columns * step_y
         sheet.paste(to_image(pixels).resize((tile, tile), Image.Resampling.NEAREST), (x, y))
-        one_line = " ".join(caption.splitlines())  # Pillow measures no other text, and a folder's name may have several
-        draw.text((x + tile / 2, y + tile + 1), _shorten(one_line, tile, font), "black", font, anchor="ma")
+        draw.text((x + tile / 2, y + tile + 1), _shorten(drawable(caption), tile, font), "black", font, anchor="ma")
     draw.text((_MARGIN, rows * step_y + _MARGIN), title, "black", font)
     return sheet
 

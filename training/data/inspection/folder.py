@@ -12,8 +12,9 @@ from training import storage
 from training.config.errors import UserError
 from training.data.format.manifest import UnreadableImage
 from training.data.images.decode import ImageError, is_transparent, open_image
+from training.data.preparation.prepare import check_listing
 from training.data.sources.catalog import list_splits, open_splits
-from training.data.sources.source import read_items
+from training.data.sources.source import Listing, read_items
 
 MAX_INSPECTED = 10_000
 
@@ -74,8 +75,8 @@ def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSum
         uri: A folder, an S3 prefix, a zip or a tar; its folders are classes as `iddpm preprocess` makes them.
 
     Raises:
-        UserError: There is no such folder, it contains no image, none of its images can be read, or its test images have no labels next
-            to training images that have them.
+        UserError: There is no such folder, it contains no image, too few, or two of one name, none of its images can be read, or its test
+            images have no labels next to training images that have them.
     """
     if not uri:
         raise UserError("the address of the images is empty; name the folder that contains them, '.' if it is this one")
@@ -84,6 +85,8 @@ def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSum
     # An absolute path is never taken for the name of a published data set.
     sources = open_splits(uri if storage.is_s3(uri) else str(storage.local_path(uri).absolute()))
     listings = list_splits(sources)
+    for split, source in sources.items():
+        check_listing(source, listings[split])
     listing = listings["train"]
     step = -(-len(listing.items) // max_inspected)
     inspected = listing.items[::step]
@@ -101,6 +104,7 @@ def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSum
     if not headers:
         first = unreadable[0]
         raise UserError(f"{uri}: none of {len(unreadable):,} images can be read; the first, {first.source}, {first.reason}")
+    _require_enough(uri, listings)
     counts = Counter(listing.class_names[item.label] for item in listing.items if item.label >= 0)
     return FolderSummary(
         uri=uri,
@@ -117,3 +121,16 @@ def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSum
         left_out=listing.left_out(),
         without_labels=listing.without_labels(),
     )
+
+
+def _require_enough(uri: str, listings: Mapping[str, Listing]) -> None:
+    """Refuse fewer images than `iddpm train` needs: 2 to train on, which have a covariance, and one of each class; and a test image."""
+    items = listings["train"].items
+    num_train = max(2, len({item.label for item in items}))
+    num_test = 0 if "test" in listings else 1  # held out of the training images
+    if len(items) < num_train + num_test:
+        held_out = " and 1 to hold out for bits/dim" if num_test else ""
+        raise UserError(
+            f"{uri}: has {len(items)} training image(s), and training takes {num_train + num_test} or more: {num_train} to train "
+            f"on{held_out}; add images"
+        )

@@ -90,7 +90,9 @@ def prepare_sizes(
             say(f"{target.dataset_uri}: {found.num_images:,} images are there already{left_out}")
             manifests[target.image_size] = found
             continue
-        if found is not None:
+        if found is None:
+            storage.check_destination(storage.join(target.dataset_uri, MANIFEST))  # before images are decoded
+        else:
             say(f"{target.dataset_uri}: files of the source were written since it was made, so they are read again and compared")
         rows = plan.rows_per_shard if found is None else _rows_per_shard(found, plan)
         unfinished.setdefault(rows, []).append(dataclasses.replace(target, rows_per_shard=rows))

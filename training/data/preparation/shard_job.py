@@ -131,6 +131,8 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
                     background=options.background,
                 )
             except ImageError as error:
+                if not isinstance(data, bytes | ImageError):  # pixels are all of one size, and can't be repaired or removed one by one
+                    raise UserError(f"{job.source.address}: {item.key} {error}") from error
                 errors.append(UnreadableImage(source=item.key, reason=str(error)))
                 if options.on_error == "fail" or len(errors) > options.max_errors:
                     raise too_many_errors(job.source.address, errors, options) from error

@@ -38,6 +38,7 @@ from evaluation.distances.sample_scorer import SampleScorer
 from evaluation.distances.sliced_wasserstein import random_directions, sliced_wasserstein
 from evaluation.features.extractors import DigitsExtractor, ExtractorId, extractor_id
 from evaluation.records.intervals import SPLITS, balanced_halves, jackknife_bias, jackknife_error, student_factor
+from evaluation.records.score_card import distance_score
 from training.config.errors import UserError
 from training.config.experiment import MetricName
 
@@ -236,6 +237,18 @@ def test_the_sliced_wasserstein_distance_is_its_formula_and_three_times_a_square
     shift[2] = 0.7
     # The mean of 1,000 squared cosines in 8 dimensions: 1/8 with a relative spread of sqrt(2 x 7 / 10 / 1,000) = 4%.
     assert sliced_wasserstein(x, x + shift).value == pytest.approx(3 * 0.7**2, rel=0.15)
+
+
+def test_a_distance_of_equal_sets_is_not_called_unbiased() -> None:
+    features = _features(60, 64, 0)
+    equal = features[:1].expand(60, -1)
+    for name, sample in (("mind", features), ("cmmd", equal)):
+        inputs = MetricInputs(frozenset({name}))
+        inputs.update(torch.arange(len(sample)), {"features": sample}, None)
+        (found,) = compute_metrics(inputs, MetricReference(extractor=_INCEPTION, features=sample))
+        assert (found.value, found.bias) == (0.0, None)
+        assert "unbiased" not in found.note
+    assert distance_score("FID", 0.0, 0.0, [0.0] * 10, num_samples=60).bias is None
 
 
 def test_the_jackknife_takes_most_of_the_bias_from_the_sliced_wasserstein_distance() -> None:

@@ -159,6 +159,20 @@ def test_the_images_of_adopted_statistics_are_found_from_another_working_directo
     assert npz.batch_shape(load_reference("../here/ours.npz").images_uri) == (2, 8, 8, 3)
 
 
+def test_statistics_are_not_adopted_over_their_own_file_or_under_another_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("edm.npz", mu=np.zeros(64), sigma=np.eye(64))
+    before = Path("edm.npz").read_bytes()
+    for out in ("edm.npz", "./edm.npz", str(tmp_path / "edm.npz"), (tmp_path / "edm.npz").as_uri()):
+        with pytest.raises(UserError, match=r"edm\.npz: is the file that is adopted, which would be overwritten; give another name"):
+            import_statistics("edm.npz", out, _provenance())
+    for out in ("ours", "ours.json"):
+        with pytest.raises(UserError, match=rf"^{out}: the name of a file of statistics ends in \.npz"):
+            import_statistics("edm.npz", out, _provenance())
+    assert [path.name for path in tmp_path.iterdir()] == ["edm.npz"]
+    assert Path("edm.npz").read_bytes() == before
+
+
 def test_adm_reference_batches_are_read_with_their_spatial_statistics(tmp_path: Path) -> None:
     uri = str(tmp_path / "adm.npz")
     np.savez(uri, mu=np.zeros(4), sigma=np.eye(4), mu_s=np.ones(6), sigma_s=2 * np.eye(6), arr_0=np.zeros((2, 8, 8, 3), np.uint8))

@@ -292,8 +292,12 @@ def test_images_of_another_size_than_the_references_are_refused(reference_uri: s
     [
         ({"sigma": -np.eye(64)}, "negative variances"),
         ({"sigma": np.triu(np.ones((64, 64)))}, "not symmetric"),
-        ({"mu": np.array(["a"] * 64)}, "are no numbers"),
-        ({"num_images": np.array([1, 2])}, "are no numbers"),
+        ({"mu": np.array(["1"] * 64)}, "mu is <U1; statistics are real numbers"),
+        ({"mu": np.zeros(64) + 1j}, "mu is complex128; statistics are real numbers"),
+        ({"mu_s": np.zeros(4), "sigma_s": np.eye(4) + 0j}, "sigma_s is complex128; statistics are real numbers"),
+        ({"mu": np.array(1.0)}, r"mu \(\) and sigma \(64, 64\) are not .* of shapes \(n,\) and \(n, n\) for n features, 1 or more"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"mu \(0,\) and sigma \(0, 0\) are not a mean and its covariance"),
+        ({"num_images": np.array([1, 2])}, "num_images is no number"),
     ],
 )
 def test_invalid_statistics_are_refused_with_the_name_of_the_file(samples: str, tmp_path: Path, changes: npz.Arrays, message: str) -> None:
