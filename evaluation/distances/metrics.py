@@ -293,7 +293,7 @@ def _spatial_frechet(inputs: MetricInputs, reference: MetricReference) -> list[M
     value = frechet_distance(reference.spatial, inputs.spatial.total())
     leave_one_out = leave_one_out_distances(reference.spatial, inputs.spatial)
     of_halves = distances_of_halves(reference.spatial, inputs.spatial)
-    bias = (jackknife_bias(value, leave_one_out) or None) if leave_one_out else None
+    bias = jackknife_bias(value, leave_one_out)
     note = "Frechet distance of spatial features"
     return [by_jackknife("sfid", value, leave_one_out, note, bias, of_halves=of_halves)]
 

@@ -305,7 +305,7 @@ def import_statistics(foreign_uri: str, out_uri: str, provenance: Provenance) ->
     """
     if not out_uri.endswith(".npz"):
         raise UserError(f"{out_uri}: the name of a file of statistics ends in .npz; name one that does")
-    if _whole_address(foreign_uri) == _whole_address(out_uri):
+    if storage.is_same(foreign_uri, out_uri):
         raise UserError(f"{out_uri}: is the file that is adopted, which would be overwritten; give another name")
     foreign = load_reference(foreign_uri)
     if foreign.provenance is not None:
@@ -328,10 +328,6 @@ def import_statistics(foreign_uri: str, out_uri: str, provenance: Provenance) ->
     # The whole address, as the statistics may be read from another working directory.
     save_reference(out_uri, features, provenance, spatial=foreign.spatial, images_uri=storage.absolute(foreign.images_uri))
     return load_reference(out_uri)
-
-
-def _whole_address(uri: str) -> str:
-    return uri if storage.is_s3(uri) else str(storage.local_path(uri).resolve())
 
 
 def _rank(covariance: Tensor) -> int:

@@ -46,7 +46,7 @@ def sliced_wasserstein(
             totals[number] += float((of_x - of_y).double().square().mean(dim=1).sum())
     value, *of_parts = (3 * dim / len(directions) * total for total in totals)
     without, of_halves = of_parts[:NUM_BLOCKS], of_parts[NUM_BLOCKS:]
-    bias = (jackknife_bias(value, without) or None) if without else None
+    bias = jackknife_bias(value, without)
     note = f"{len(directions):,} directions, {count:,} samples and as many real images"
     return by_jackknife("sliced_wasserstein", value, without, note, bias, of_halves=list(itertools.pairwise(of_halves))[::2])
 

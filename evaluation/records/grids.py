@@ -101,7 +101,7 @@ class ClassGrid:
         if 2 * depth * len(columns) < min(len(self._first), _NUM_ROWS * max(len(columns), 1)):
             return sample_grid(torch.stack(self._first), num_columns=MAX_COLUMNS)
         given = dict(enumerate(self._class_names))
-        names = [drawable(given.get(label, ""), str(label)) or str(label) for label in sorted(self._columns)]
+        names = [drawable(given.get(label, str(label)), str(label)) for label in sorted(self._columns)]
         images = [column[row] for row in range(depth) for column in columns]
         return sample_grid(torch.stack(images), num_columns=len(columns), column_names=names)
 

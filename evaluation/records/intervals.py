@@ -176,12 +176,16 @@ def resampled_error(values: Sequence[float], method: str) -> tuple[float, int | 
     return jackknife_error(values), None if method == NORMAL_JACKKNIFE else len(values) - 1
 
 
-def jackknife_bias(value: float, leave_one_out: Sequence[float]) -> float:
+def jackknife_bias(value: float, leave_one_out: Sequence[float]) -> float | None:
     """Return the jackknife's estimate of the bias of a statistic of n samples that falls as 1/n: (B - 1) (mean d_(b) - d).
+
+    None without parts, and where the estimate is 0, as for two equal sets: 0 is the bias of an unbiased statistic alone.
 
     Source: Quenouille 1956. The statistic minus this is free of the term in 1/n.
     """
-    return (len(leave_one_out) - 1) * (math.fsum(leave_one_out) / len(leave_one_out) - value)
+    if not leave_one_out:
+        return None
+    return (len(leave_one_out) - 1) * (math.fsum(leave_one_out) / len(leave_one_out) - value) or None
 
 
 def mean_interval(values: Sequence[Any] | NDArray[Any]) -> tuple[Any, Any]:

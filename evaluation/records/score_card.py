@@ -73,7 +73,7 @@ def distance_score(name: str, value: float, error: float | None, without_blocks:
         standard_error=error,
         interval=_around(value, error, len(without_blocks) - 1, lowest=0.0),
         method=_method_of(error, without_blocks) if error and has_blocks else "",
-        bias=(jackknife_bias(value, without_blocks) or None) if has_blocks else None,
+        bias=jackknife_bias(value, without_blocks) if has_blocks else None,
         note=f"Frechet distance of {num_samples:,} samples, lower is better",
     )
 

@@ -31,7 +31,7 @@ from training.config.addresses import without_passwords
 from training.config.errors import UserError
 from training.config.experiment import Resources
 from training.config.files import read_text
-from training.config.validation import close_to
+from training.config.validation import close_to, read_json
 from training.tracking.runs import is_run_key
 
 PRESET, OVERRIDES, FILE = "experiment_preset", "experiment_overrides", "experiment_file"
@@ -429,7 +429,7 @@ def _value(name: str, text: str, definition: Mapping[str, Any]) -> Any:
         value = float(value)
     if type(value) is not wanted or (isinstance(value, float) and not math.isfinite(value)):
         raise ArgumentsError(f"--param {name}={text}: {name} is {words}")
-    return value
+    return read_json(text, f"--param {name}") if wanted in (dict, list) else value  # refuses a key that is there twice
 
 
 def _require_literal(name: str, value: Any, definition: Mapping[str, Any]) -> None:

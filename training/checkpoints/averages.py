@@ -109,7 +109,7 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
     """
     if not 0 < decay < 1:
         raise UserError(f"a decay is a number between 0 and 1, such as 0.9999; got {decay:g}")
-    if _place(out_run_uri) == _place(run_uri):
+    if storage.is_same(out_run_uri, run_uri):
         raise ReconstructionError(f"{out_run_uri}: a rebuilt average goes into a directory of its own, not into the run's")
     stored = snapshots(run_uri)
     if not stored:
@@ -133,11 +133,6 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
     }
     uri = checkpoint.save(out_run_uri, step, files, replace=False)
     return {"checkpoint_uri": uri, "weights": f"ema_{decay}", "step": step, "error": error, "num_snapshots": len(used)}
-
-
-def _place(uri: str) -> str:
-    """Return the same text for every way to write the address of one directory."""
-    return uri.rstrip("/") if storage.is_s3(uri) else str(storage.local_path(uri).resolve())
 
 
 def _file_name(std: float) -> str:

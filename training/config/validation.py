@@ -107,7 +107,7 @@ def _refuse_booleans(given: Any, made: Any, path: str) -> None:
     """Refuse true and false of which pydantic made the numbers 1 and 0."""
     parts: Iterable[tuple[Any, Any, Any]] = ()
     if isinstance(given, Mapping):
-        parts = ((name, item, made.get(name) if isinstance(made, Mapping) else getattr(made, name)) for name, item in given.items())
+        parts = ((name, item, made.get(name) if isinstance(made, Mapping) else getattr(made, name, item)) for name, item in given.items())
     elif isinstance(given, list | tuple):
         parts = zip(range(len(given)), given, made, strict=True)
     elif isinstance(given, bool):

@@ -68,6 +68,12 @@ def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
+def is_same(uri: str, other: str) -> bool:
+    """Return True if two addresses name one place, however a path on this machine is written."""
+    first, second = (each.rstrip("/") if is_s3(each) else str(local_path(each).resolve()) for each in (uri, other))
+    return first == second
+
+
 def read_bytes(uri: str) -> bytes:
     """Read everything stored under `uri`."""
     return _backend(uri).read_bytes(uri)

@@ -46,8 +46,12 @@ def local_path(uri: str) -> Path:
 
 
 def absolute(uri: str) -> str:
-    """Return the whole address of a path on this machine, which means the same in every folder; an address with a scheme stays as it is."""
-    return str(Path(uri).absolute()) if uri and "://" not in uri else uri
+    """Return the whole address of a path on this machine, which means the same in every folder; an address with a scheme stays as it is.
+
+    Raises:
+        StorageError: It is an address that was read as a path, such as s3:/bucket.
+    """
+    return str(local_path(uri).absolute()) if uri and "://" not in uri else uri
 
 
 def make_directory(path: str | Path) -> None:

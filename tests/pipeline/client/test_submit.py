@@ -299,6 +299,7 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("compare", "--param", 'models=["runs:/1"]'), "name two or more"),
         (("tune", "--param", 'tune_search=["model.dropout=0..2"]'), "model.dropout: must be in [0, 1), got 2.0"),
         (("tune", "--param", 'tune_options={"sed": 1}'), "tune_options.sed: there is no 'sed'; did you mean 'seed'?"),
+        (("tune", "--param", 'tune_options={"seed": 1, "seed": 2}'), "--param tune_options: has 'seed' 2 times; keep one of them"),
         (("tune", "--param", 'tune_options={"hours": true}'), "tune_options.hours: true is given, but this field is not true or false"),
         (("tune", "--param", 'tune_options={"reduction": 1}'), "tune_options.reduction: must be 2 or more, or 0 to prune no trial, got 1"),
         (("tune", "--param", "tune_search=[1]"), "search: a searched field is text, got 1; write LOW..HIGH, log:LOW..HIGH or [A,B,C]"),

@@ -199,6 +199,22 @@ def test_a_directory_without_the_right_to_write_is_refused_before_the_work(
     )
 
 
+def test_images_are_not_prepared_for_a_directory_without_the_right_to_write(
+    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_iddpm("preprocess", "digits-hybrid-cosine", str(tmp_path / "there"))[0] == 0
+    monkeypatch.setattr("training.storage.disk.os.access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr("training.data.preparation.prepare._make", Mock(side_effect=AssertionError("it begins")))
+    for words in (
+        ("preprocess", "digits-hybrid-cosine", str(tmp_path / "new")),
+        ("dataset", "preview", str(tmp_path / "none"), str(tmp_path / "sheet.png")),
+    ):
+        status, _, err = run_iddpm(*words)
+        assert status == 1
+        assert "Permission denied; give this user the right to it" in err
+    assert run_iddpm("preprocess", "digits-hybrid-cosine", str(tmp_path / "there"))[0] == 0, "a finished one is not written again"
+
+
 def test_a_full_disk_is_named_and_leaves_no_half_written_file(
     run_iddpm: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +337,22 @@ def test_run_takes_what_submit_takes(
     status, _, err = run_iddpm("run", *words)
     assert (status, err) == (0, "")
     assert started.call_args.args[1] == given
+
+
+def test_a_run_on_this_machine_stores_addresses_that_another_folder_finds(
+    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.services.services.up", Mock())
+    started = Mock(return_value={})
+    monkeypatch.setattr("pipelines.local.run.run_pipeline", started)
+    for root, whole in (("kept/here", str(tmp_path / "kept/here")), ("s3://bucket/x", "s3://bucket/x"), ("file:///x", "file:///x")):
+        status, _, err = run_iddpm("run", "train", "--param", f"storage_root_uri={root}", "--param", "data_uri=data")
+        assert (status, err) == (0, "")
+        assert started.call_args.args[1] == {"storage_root_uri": whole, "data_uri": str(tmp_path / "data")}
+    status, _, err = run_iddpm("run", "train", "--param", "storage_root_uri=s3:/bucket")
+    assert status == 1
+    assert "s3:/bucket: is neither a path nor a whole address" in err
 
 
 def test_a_folder_of_images_is_the_same_one_for_a_tuning_as_for_a_training(
@@ -755,6 +787,7 @@ def test_a_letter_that_the_terminal_lacks_ends_no_table(run_iddpm: Command, tmp_
         (("ablate", "width", "--card", "H100"), "--card and --price-per-hour are of --plan"),
         (("ablate", "width", "--price-per-hour", "2"), "--card and --price-per-hour are of --plan"),
         (("compare", "one"), "one model has nothing to be compared with"),
+        (("evaluate", "one", "--no-likelihood", "--likelihood-steps", "5"), "--likelihood-steps says how to compute bits/dim, and --no-"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(run_iddpm: Command, words: tuple[str, ...], said: str) -> None:

@@ -253,3 +253,7 @@ def test_the_command_can_be_pasted_into_a_shell() -> None:
     words = shlex.split(request.command())
     assert words[-2:] == ["--set", "data.name=two words"]
     assert parse_grid(words[index + 1] for index, word in enumerate(words) if word == "--grid") == grid
+    grid = {"evaluation.sampling.spacing": ["5,5", "10"], "data.name": ["1", "true"], "diffusion.vlb_weight": [0.001, 0.01]}
+    words = shlex.split(AblationRequest(name="mine", scale="tiny", preset="digits-tiny-hybrid-cosine", grid=grid).command())
+    assert parse_grid(words[index + 1] for index, word in enumerate(words) if word == "--grid") == grid
+    assert words[-1] == "diffusion.vlb_weight=0.001,0.01"

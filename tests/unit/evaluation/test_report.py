@@ -379,6 +379,14 @@ def test_a_class_grid_has_each_class_in_its_column() -> None:
     assert [int(bottom[3 + 24 + column * 51, 0]) for column in range(3)] == [0, 100, 200]
 
 
+def test_a_class_of_any_name_has_a_heading_of_its_own() -> None:
+    labels, images = torch.arange(3), torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
+    by_number = _class_grid(images, labels)
+    assert len({_class_grid(images, labels, list(names)).tobytes() for names in ("üüü", "ßßß", "жжж", "λλλ")}) == 4
+    assert np.array_equal(_class_grid(images, labels, ["\u6f22"] * 3), by_number), "no glyph of it is there, so the label stands for it"
+    assert _class_grid(images, labels, ["a\nb"] * 3).tobytes() == _class_grid(images, labels, ["a b"] * 3).tobytes()
+
+
 def test_a_class_grid_stores_no_more_samples_than_it_shows() -> None:
     grid, whole = grids.ClassGrid(), grids.ClassGrid()
     images = torch.randint(0, 256, (10_000, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -212,6 +214,55 @@ def test_a_damaged_checkpoint_is_refused_before_the_statistics_that_are_missing_
     with pytest.raises(CheckpointError, match=r"ema_0\.99\.pt: is damaged"):
         evaluate_it(damaged, good, str(tmp_path))
     assert not list(tmp_path.rglob("references"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("evaluate", "--labels", "0,99"), r"labels \[0, 99\] are not all in 0..9"),
+        (("evaluate", "--low-res", "small"), "is not an upsampler"),
+        (("evaluate", "--likelihood-form", "spaced", "--likelihood-steps", "9999"), "9,?999"),
+        (("evaluate", "--name", "n" * 201), "is no file name; use at most 200 letters"),
+        (("evaluate", "--steps", "5", "--sampling", "spacing=10"), "--steps 5 and --sampling spacing mean the same; give one"),
+        (("sample", "--method", "ddim", "--sampling", "method=unipc"), "--method ddim and --sampling method mean the same; give one"),
+        (
+            ("ema-sweep", "--decays", "0.99", "--at", "150"),
+            "no checkpoint of step 150; .* are of the steps 100, 200",
+        ),
+        (("ema-sweep", "--decays", "1.5"), "decays are numbers between 0 and 1"),
+    ],
+)
+def test_impossible_options_are_refused_before_the_statistics_that_are_missing_are_computed(
+    experiment: Experiment, digits_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(digits_uri, tmp_path / "data", ignore=shutil.ignore_patterns("references"))
+    run_uri = write_run(str(tmp_path / "run"), experiment)
+    storage.write_json(f"{run_uri}/result.json", {"data_uri": str(tmp_path / "data"), "tracking_run_id": "1"})
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(app, [words[0], checkpoint.checkpoint_uri(run_uri, 200), *words[1:]], catch_exceptions=False)
+    assert not list(tmp_path.rglob("references"))
+
+
+@pytest.mark.parametrize(
+    ("words", "work"),
+    [
+        (("learn-steps",), "evaluation.sampling.learned_steps.learn_steps"),
+        (("learn-variance",), "evaluation.sampling.reverse_variance.estimate"),
+        (("export", "out.pt"), "training.checkpoints.checkpoint.load_model_state"),
+        (("export", "out.pt2"), "training.checkpoints.exported_program.load_network"),
+        (("export", "out"), "training.checkpoints.checkpoint.load_model_state"),
+    ],
+)
+def test_a_place_that_can_not_be_written_is_refused_before_the_work(
+    run_uri: str, digits_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], work: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage.write_json(f"{run_uri}/result.json", {"data_uri": digits_uri, "tracking_run_id": "1"})
+    monkeypatch.setattr("training.storage.disk.os.access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
+    monkeypatch.setattr(work, Mock(side_effect=AssertionError("it begins")))
+    with pytest.raises(storage.StorageError, match="Permission denied; give this user the right to it"):
+        CliRunner().invoke(app, [words[0], checkpoint.checkpoint_uri(run_uri, 200), *words[1:]], catch_exceptions=False)
 
 
 def test_invalid_options_are_refused_before_the_first_draw(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:

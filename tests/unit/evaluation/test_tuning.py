@@ -242,3 +242,11 @@ def test_a_trial_that_failed_and_ran_again_changes_the_best_of_the_later_ones() 
         **{("best_score", 0): 7.0, ("best_score", 1): 7.0, ("best_score", 2): 6.0},
     }
     assert now == before | {("trial_score", 1): 4.0, ("best_score", 1): 4.0, ("best_score", 2): 4.0}
+
+
+def test_the_command_names_the_preset_or_stands_for_the_file_whose_name_is_not_known() -> None:
+    words = f"--search {DROPOUT}=0..0.3 --trials 2"
+    request = TuneRequest(preset=REQUEST.preset, search=(f"{DROPOUT}=0..0.3",), trials=2)
+    assert request.command() == f"iddpm tune {REQUEST.preset} {words}"
+    of_file = dataclasses.replace(request, preset="", file=f'base = "{REQUEST.preset}"\nname = "other"')
+    assert of_file.command() == f"iddpm tune FILE.toml {words}"

@@ -509,6 +509,19 @@ def test_mlflow_is_asked_once_for_many_runs_that_go(tmp_path: Path) -> None:
     assert world.files() == {}
 
 
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_a_root_is_the_same_one_however_its_path_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_deleted: bool) -> None:
+    world = World(tmp_path / "root", now=START - 40 * DAY)
+    world.write("runs/one/experiment.json", EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    for address in (f"{tmp_path}/root", "root"):  # as MLflow has it
+        uri = f"{address}/runs/one"
+        run = RecordedRun(run_id="1", directory_uri=uri, is_running=False, is_deleted=is_deleted, texts=(uri,))
+        for root in (f"{tmp_path}/root", "root", "./root/"):
+            found = collect(root, Policy(), delete=False, records=lambda run=run: Records((run,), ()), clock=lambda: START)
+            assert [each.state for each in found.directories if each.name == "runs/one"] == ["garbage" if is_deleted else "referenced"]
+
+
 @pytest.mark.parametrize("event", ["register", "restore", "train", "write"])
 def test_a_run_that_is_needed_again_at_the_last_moment_is_spared_whole(world: World, event: str) -> None:
     world.status["runs/a"] = "deleted"
