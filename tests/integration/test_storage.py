@@ -611,6 +611,16 @@ def test_a_disk_that_fills_up_during_the_download_is_an_error_and_leaves_nothing
     assert list(small_disk.iterdir()) == []
 
 
+def test_a_checked_destination_leaves_no_directory_behind(tmp_path):
+    (tmp_path / "here").mkdir()
+    for name in ("here/new/x.pt", "new/deep/x.pt"):
+        storage.check_destination(str(tmp_path / name))
+    (tmp_path / "here" / "file").write_text("")
+    with pytest.raises(StorageError, match="a file and a directory can't have one name"):
+        storage.check_destination(str(tmp_path / "here" / "file" / "new" / "x.pt"))
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["here", "here/file"]
+
+
 def test_a_directory_that_takes_no_file_is_not_called_a_full_disk():
     with pytest.raises(StorageError, match=r"^/proc/x: no file can be made in this directory; name another directory$"):
         storage.write_bytes("/proc/x", b"x")

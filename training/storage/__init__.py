@@ -181,7 +181,7 @@ def exists(uri: str) -> bool:
 
 
 def check_destination(uri: str) -> None:
-    """Refuse a place where no file can be written: before long work, so that its result is not lost. Its directory is made on this machine.
+    """Refuse a place where no file can be written: before long work, so that its result is not lost. Nothing is left there.
 
     Raises:
         StorageError: `uri` is a directory, its own directory can't be written, or its bucket is missing or refused.
@@ -191,7 +191,7 @@ def check_destination(uri: str) -> None:
         return
     if local_path(uri).is_dir():
         raise StorageError(f"{uri}: is a directory; name the file to write")
-    make_directory(local_path(uri).parent)
+    disk.check_directory(local_path(uri).parent)
 
 
 def size(uri: str) -> int:

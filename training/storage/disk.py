@@ -63,6 +63,18 @@ def make_directory(path: str | Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
+def check_directory(path: Path) -> None:
+    """Refuse a directory that can't be made or written like `make_directory`, and leave none that was missing."""
+    with explain_disk_errors(str(path)):
+        missing = [each for each in (path, *path.parents) if not each.exists()]
+    try:
+        make_directory(path)
+    finally:
+        for each in missing:
+            with contextlib.suppress(OSError):  # another process may have begun to use it
+                each.rmdir()
+
+
 def read_bytes(uri: str) -> bytes:
     with _explain_read_errors(uri):
         return local_path(uri).read_bytes()
