@@ -11,6 +11,8 @@ def score_model(
     checkpoint_uri: str,
     weights: str,
     data_uri: str,
+    baseline_nights: int,
+    min_difference: float,
     storage_root_uri: str,
     pipeline_run_id: str,
     resources: str,
@@ -22,6 +24,8 @@ def score_model(
         checkpoint_uri: The checkpoint.
         weights: Name of the weights; empty takes the first average.
         data_uri: The data set that it was trained on.
+        baseline_nights: Number of healthy scores that make the first baseline.
+        min_difference: A smaller change does not matter, in units of the distance.
         storage_root_uri: The storage root.
         pipeline_run_id: ID of this run of the pipeline. It names the result and seeds the noise.
         resources: Resources of the stage; see `components.launch.resources`.
@@ -41,6 +45,8 @@ def score_model(
         "checkpoint_uri": checkpoint_uri,
         "weights": weights,
         "data_uri": data_uri,
+        "baseline_nights": baseline_nights,
+        "min_difference": min_difference,
         "storage_root_uri": storage_root_uri,
         "purpose": purpose,
     }

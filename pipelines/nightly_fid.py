@@ -63,6 +63,8 @@ def nightly_pipeline(
             checkpoint_uri=found.outputs["checkpoint_uri"],
             weights=found.outputs["weights"],
             data_uri=found.outputs["data_uri"],
+            baseline_nights=baseline_nights,
+            min_difference=threshold_difference,
             storage_root_uri=storage_root_uri,
             pipeline_run_id=run_id,
             resources=evaluate_resources,

@@ -62,7 +62,16 @@ def resolve_model(model: str) -> Model:
     return Model(found.checkpoint_uri, found.weights or "", found.data_uri, found.tracking_run_id)
 
 
-def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_uri: str, purpose: str, resources: Mapping[str, Any]) -> str:
+def score_model(
+    checkpoint_uri: str,
+    weights: str,
+    data_uri: str,
+    baseline_nights: int,
+    min_difference: float,
+    storage_root_uri: str,
+    purpose: str,
+    resources: Mapping[str, Any],
+) -> str:
     """Evaluate a model again, with new noise, and return the result's URI.
 
     The same night draws again if the score is far from those before, or takes their cumulative sum above its limit.
@@ -72,6 +81,8 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
 
     Args:
         weights: Name of the weights; empty takes the first average.
+        baseline_nights: See `evaluation.monitoring.detector.Rule`; by this rule a score is far from those before, or is not.
+        min_difference: See `evaluation.monitoring.detector.Rule`.
         purpose: Name of the result, which seeds the noise; each night has its own.
         resources: Number of processes that draw samples; fields of `training.config.experiment.Resources`.
 
@@ -80,7 +91,7 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     """
     from evaluation.evaluate.run import evaluate_once
     from evaluation.monitoring.detector import NUM_REDRAWN, Rule
-    from evaluation.monitoring.nightly import checkpoint_name, judge, night_of, read_history
+    from evaluation.monitoring.nightly import judge, night_of, read_history
     from evaluation.records.run_directory import result_uri, run_uri_of
     from evaluation.sampling.trained_model import ModelSpec
     from training.checkpoints.checkpoint import load_experiment
@@ -98,8 +109,7 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     result = draw(purpose)
     uri = result_uri(run_uri, purpose)
     history = read_history(run_uri) or _reported(run_uri, result)
-    nights = history.of_checkpoint(checkpoint_name(result.step, result.weights)).nights  # those of another have another rule
-    rule = nights[-1].rule if nights else Rule()
+    rule = Rule(baseline_nights=baseline_nights, min_difference=min_difference)
     if judge(history.with_night(night_of(result, name=purpose, uri=uri, rule=rule))).is_suspicious:
         say(f"{result.distance_name} {result.distance:.4g} may show a change: drawing {NUM_REDRAWN} new ones")
         for number in range(NUM_REDRAWN):

@@ -471,13 +471,15 @@ def _change_resources(pipeline: CompiledPipeline, arguments: dict[str, Any], wor
         )
     name = f"{stage}{_RESOURCES}"
     text = _chosen(pipeline, arguments)[name]
-    arguments[name] = merge_resources(text, {field: _plain(field, value)}, stage=stage) if field else value
+    arguments[name] = merge_resources(text, {field: _plain(path, field, value)}, stage=stage) if field else value
 
 
-def _plain(field: str, text: str) -> Any:
+def _plain(path: str, field: str, text: str) -> Any:
     """Return the value of a field that is written as JSON, or as bare text. What is text anyway stays as it is written: 2.20 is not 2.2."""
     try:
         value = json.loads(text)
     except ValueError:
         return text
-    return text if MAP_ENTRY.fullmatch(field) and not isinstance(value, str) else value
+    if MAP_ENTRY.fullmatch(field) and not isinstance(value, str):
+        return text
+    return read_json(text, f"--resources {path}") if isinstance(value, dict | list) else value  # refuses a key that is there twice

@@ -126,7 +126,8 @@ class NightlyModel:
     def night(self, name: str) -> int:
         """Score and judge a night as the pipeline does; return +1 for worse, -1 for better, 0 for healthy."""
         page = str(self.folder / "pages" / f"{name}.html")
-        scored = score_model(self.copy.checkpoint_uri, self.copy.weights or "", self.data_uri, self.root, f"nightly-{name}", {})
+        checkpoint_uri, weights = self.copy.checkpoint_uri, self.copy.weights or ""
+        scored = score_model(checkpoint_uri, weights, self.data_uri, self.baseline_nights, 0.0, self.root, f"nightly-{name}", {})
         with contextlib.suppress(RegressionError):
             compare_with_history(scored, "no-run", self.baseline_nights, 0.0, self.root, page)
         return judge(self.history()).direction

@@ -194,6 +194,10 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--resources", "trian.gpus=1"), "pipeline train has no stage 'trian'; did you mean 'train'?"),
         (("train", "--resources", "train=2xcpu", "--resources", "train=8xgpu"), "--resources train is given twice"),
         (("train", "--resources", "train=8xgpu", "--param", "train_resources=2xcpu"), "mean the same; give one"),
+        (
+            ("train", "--resources", 'train.node_selector={"zone": "a", "zone": "b"}'),
+            "--resources train.node_selector: has 'zone' 2 times; keep one of them",
+        ),
         (("train", "--resources", "train"), "write STAGE.FIELD=VALUE, or STAGE=PROFILE"),
         (("train", "--resources", "train.gpu=1"), "train_resources.gpu: there is no 'gpu'; did you mean 'gpus'?"),
         (("train", "--resources", "train=laptob"), "train_resources: there is no profile 'laptob'"),

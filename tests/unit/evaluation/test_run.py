@@ -199,7 +199,9 @@ def test_too_few_training_images_for_a_metric_are_refused_before_the_training_an
         pytest.param(_by_command("compare", with_other=True), id="compare"),
         pytest.param(_by_command("guidance-sweep", "--guidance-step", "100"), id="guidance-sweep"),
         pytest.param(lambda uri, other, root: compare_models([other, uri], 0, root, {}), id="the compare pipeline"),
-        pytest.param(lambda uri, other, root: score_model(uri, "", f"{root}/data", root, "nightly-1", {}), id="the nightly pipeline"),
+        pytest.param(
+            lambda uri, other, root: score_model(uri, "", f"{root}/data", 20, 0.0, root, "nightly-1", {}), id="the nightly pipeline"
+        ),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_before_the_statistics_that_are_missing_are_computed(

@@ -25,7 +25,7 @@ def test_a_damaged_model_is_drawn_again_found_and_stays_found_until_its_level_is
     page = tmp_path / "page.html"
 
     def check(name: str) -> str:
-        scored = score_model(uri, "", digits_uri, str(tmp_path), f"nightly-{name}", {})
+        scored = score_model(uri, "", digits_uri, 3, 0.0, str(tmp_path), f"nightly-{name}", {})
         return compare_with_history(scored, "no-run", 3, 0.0, str(tmp_path), str(page))
 
     def night(number: int = -1) -> list[float]:
@@ -62,19 +62,25 @@ def test_a_damaged_model_is_drawn_again_found_and_stays_found_until_its_level_is
     assert len(json.loads(Path(run_uri, "nightly/history.json").read_text())["nights"]) == 4
 
 
-def test_whether_a_night_is_drawn_again_is_decided_by_the_rule_of_its_own_checkpoint(
+def test_whether_a_night_is_drawn_again_is_decided_by_the_rule_of_its_own_pipeline(
     run_uri: str, digits_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the nights of a checkpoint stand those of another one, whose schedule asks for a larger difference."""
+    """The nights before had a larger difference, which someone has lowered since, as has the schedule of another checkpoint."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     update_history(run_uri, lambda _: History())
-    scored = score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, str(tmp_path), "nightly-1", {})
+    scored = score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, 3, 0.0, str(tmp_path), "nightly-1", {})
     compare_with_history(scored, "no-run", 3, 0.0, str(tmp_path), str(tmp_path / "page.html"))
     (night,) = (read_history(run_uri) or History()).nights
     assert night.distance is not None
     assert night.protocol is not None
     earlier = [
-        dataclasses.replace(night, id=str(day), at=night.at - timedelta(days=9 - day), distance=night.distance * (0.5 + day / 1000))
+        dataclasses.replace(
+            night,
+            id=str(day),
+            at=night.at - timedelta(days=9 - day),
+            distance=night.distance * (0.5 + day / 1000),
+            rule=Rule(min_difference=1e9),
+        )
         for day in range(6)
     ]
     other = dataclasses.replace(
@@ -83,7 +89,7 @@ def test_whether_a_night_is_drawn_again_is_decided_by_the_rule_of_its_own_checkp
     update_history(run_uri, lambda _: History(nights=(*earlier, other)))
     with pytest.raises(RegressionError, match="worse by"):
         compare_with_history(
-            score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, str(tmp_path), "nightly-2", {}),
+            score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, 3, 0.0, str(tmp_path), "nightly-2", {}),
             "no-run",
             3,
             0.0,
@@ -97,7 +103,7 @@ def test_a_score_that_is_tried_again_draws_only_what_the_killed_try_had_not_fini
     run_uri: str, digits_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def score() -> tuple[str, int]:
-        scored = score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, str(tmp_path), "nightly-1", {})
+        scored = score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, 3, 0.0, str(tmp_path), "nightly-1", {})
         return scored, capsys.readouterr().out.count("evaluating step 100")
 
     uri, num_drawn = score()
@@ -114,7 +120,7 @@ def test_a_damaged_history_is_refused_before_anything_is_drawn_with_what_to_do(
     update_history(run_uri, lambda _: History())
     Path(run_uri, "nightly/history.json").write_text('{"nights": [')
     with pytest.raises(StorageError, match=r"nightly/history.json: .* damaged .*; restore an earlier version of it, or move it away"):
-        score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, str(tmp_path), "nightly-1", {})
+        score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, 3, 0.0, str(tmp_path), "nightly-1", {})
     assert "evaluating step 100" not in capsys.readouterr().out
     with pytest.raises(StorageError, match="restore an earlier version"):
         update_history(run_uri, lambda stored: stored or History())
@@ -125,7 +131,7 @@ def test_a_night_without_a_finite_distance_is_a_regression_and_the_next_night_re
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     update_history(run_uri, lambda _: History())
-    uri = score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, str(tmp_path), "nightly-1", {})
+    uri = score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, 3, 0.0, str(tmp_path), "nightly-1", {})
     lost = json.dumps({**json.loads(Path(uri).read_text()), "distance": None, "distance_standard_error": None})
     for name in ("nightly-1", "nightly-1-again-1"):
         Path(uri).with_name(f"{name}.json").write_text(lost)
@@ -146,7 +152,7 @@ def test_a_run_that_was_moved_keeps_its_nights_and_a_new_baseline_is_told_with_i
     update_history(run_uri, lambda _: History())
 
     def check(uri: str, name: str) -> str:
-        scored = score_model(checkpoint.checkpoint_uri(uri, 100), "", digits_uri, str(tmp_path), f"nightly-{name}", {})
+        scored = score_model(checkpoint.checkpoint_uri(uri, 100), "", digits_uri, 3, 0.0, str(tmp_path), f"nightly-{name}", {})
         return compare_with_history(scored, "no-run", 3, 0.0, str(tmp_path), str(tmp_path / "page.html"))
 
     check(run_uri, "1")
