@@ -697,7 +697,10 @@ class Cluster:
 
 
 class Recorder:
-    """Looks at the runs of a scenario every two seconds, and keeps each state that is new."""
+    """Looks at the runs of a scenario every two seconds, and keeps each state that is new.
+
+    At RayJobs it looks in between, too: one that has succeeded is deleted within seconds, and a busy API takes as long for the rest.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -705,21 +708,24 @@ class Recorder:
         self._versions: dict[str, Any] = {}
         self._next_events = 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._rayjobs = threading.Lock()
+        self._threads = [threading.Thread(target=self._repeat, args=(look,), daemon=True) for look in (self.look, self._look_at_rayjobs)]
 
     def __enter__(self) -> Recorder:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         self.look()
 
-    def _work(self) -> None:
+    def _repeat(self, look: Callable[[], None]) -> None:
         while not self._stop.wait(_POLL_SECONDS):
             with contextlib.suppress(ApiException, urllib3.exceptions.HTTPError, OSError):  # the next look sees more
-                self.look()
+                look()
 
     def look(self) -> None:
         """Look once."""
@@ -728,8 +734,7 @@ class Recorder:
             if workflow := cluster.workflow(run_id):
                 self._workflow(workflow)
         owners = {each["workflow"] for each in record.workflows}
-        rayjobs = cluster.rayjobs()
-        self._objects(record.rayjobs, rayjobs)
+        self._look_at_rayjobs()
         pods = cluster.items(cluster.path_of("pods"), labelSelector=f"{_WORKFLOW} in ({','.join(sorted(owners))})") if owners else []
         pods += cluster.items(cluster.path_of("pods"), labelSelector=MANAGED_BY) if record.rayjobs else []
         ours = {each["metadata"]["name"]: each for each in pods if _owner(each) in {*owners, *record.rayjobs}}
@@ -738,6 +743,10 @@ class Recorder:
             self._next_events = time.monotonic() + _EVENTS_SECONDS
             names = owners | set(record.rayjobs) | set(record.pods)
             self._events([each for each in cluster.items(cluster.path_of("events")) if each["involvedObject"].get("name") in names])
+
+    def _look_at_rayjobs(self) -> None:
+        with self._rayjobs:  # the later answer is the later state
+            self._objects(self._cluster.record.rayjobs, self._cluster.rayjobs())
 
     def _is_new(self, item: Mapping[str, Any]) -> bool:
         metadata = item["metadata"]

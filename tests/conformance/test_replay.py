@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +88,39 @@ def test_a_cluster_that_says_what_was_recorded_is_recorded_and_judged_as_that_wa
     judge = run.scenario(name)[2]
     assert [(claim.text, claim.holds) for claim in judge(cluster.record)] == [(claim.text, claim.holds) for claim in judge(before)]
     assert cluster.record.phase() == before.phase()
+
+
+def test_a_rayjob_that_succeeds_is_seen_while_a_busy_api_lists_the_pods(
+    cluster: Cluster, api: FakeKubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conformance.cluster._POLL_SECONDS", 0.02)
+    before = Record.load(RECORDINGS, "train-rayjob-succeeded")
+    cluster.record = Record(name="x", workflows=before.workflows)
+    replay, asked, answered = Replay(before), threading.Event(), threading.Event()
+    (states,) = before.rayjobs.values()
+    running, succeeded = (
+        next(state["at"] for state in states if status_of(state).get("jobStatus") == status) for status in ("RUNNING", "SUCCEEDED")
+    )
+
+    def hold(method: str, path: str) -> None:
+        if "/pods" in path:
+            asked.set()
+            answered.wait(30)
+
+    def is_seen() -> bool:
+        return "SUCCEEDED" in [status_of(state).get("jobStatus") for found in cluster.record.rayjobs.values() for state in found]
+
+    _play(api, replay, running)
+    api.before = hold
+    with Recorder(cluster):
+        assert asked.wait(30)
+        _play(api, replay, succeeded)
+        deadline = time.monotonic() + 30
+        while not is_seen() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        seen = is_seen()
+        answered.set()
+    assert seen
 
 
 def test_a_scenario_finds_the_pods_that_it_disturbs(cluster: Cluster, api: FakeKubernetes) -> None:
