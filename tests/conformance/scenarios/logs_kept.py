@@ -7,10 +7,10 @@ _NAME = "iddpm-conformance-logs"
 _PROGRAM = """
 import subprocess, sys
 for words in {commands!r}:
-    subprocess.run([sys.executable, "-m", "pipelines.cli.main", "logs", *words])
+    subprocess.run([sys.executable, "-m", "pipelines.cli.main", "logs", *words], stderr=subprocess.STDOUT)
 print("--- end", flush=True)
 """
-"""For stored logs the pod has what this machine may lack: credentials for S3."""
+"""For stored logs the pod has what this machine may lack: credentials for S3. Of two streams the order is lost in a pod's log."""
 
 
 def drive(cluster: Cluster) -> None:
