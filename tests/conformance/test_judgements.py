@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,17 @@ def test_what_went_wrong_is_refuted_with_what_was_seen(name: str, recording: str
     claims = {claim.text: claim for claim in run.scenario(name)[2](Record.load(RECORDINGS, recording))}
     assert claims[text].holds is False
     assert seen in claims[text].seen
+
+
+def test_a_hung_training_of_another_session_is_no_second_message() -> None:
+    record = Record.load(RECORDINGS, "hung")
+    judge = run.scenario("hung")[2]
+    (line,) = [line for line in record.texts["webhook"].splitlines() if " signed {" in line]
+    other = re.sub('"run_id": "[^"]*"', '"run_id": "another-run"', line)
+    record.texts["webhook"] = f"{other}\n{line}"
+    assert all(claim.holds for claim in judge(record))
+    record.texts["webhook"] = f"{line}\n{line}"
+    assert [claim.text for claim in judge(record) if claim.holds is False] == ["it is told once that the training makes no progress"]
 
 
 def test_a_worker_that_was_killed_is_seen_to_be_replaced() -> None:
