@@ -728,11 +728,11 @@ class Recorder:
                 look()
 
     def look(self) -> None:
-        """Look once."""
+        """Look once. What is found belongs to the record of this moment: until the API answers, the scenario may be back from its pace."""
         cluster, record = self._cluster, self._cluster.record
         for run_id in list(cluster.run_ids):
             if workflow := cluster.workflow(run_id):
-                self._workflow(workflow)
+                self._workflow(record, workflow)
         owners = {each["workflow"] for each in record.workflows}
         self._look_at_rayjobs()
         pods = cluster.items(cluster.path_of("pods"), labelSelector=f"{_WORKFLOW} in ({','.join(sorted(owners))})") if owners else []
@@ -742,28 +742,29 @@ class Recorder:
         if time.monotonic() > self._next_events or self._stop.is_set():  # rarely: the API can't select those of these objects
             self._next_events = time.monotonic() + _EVENTS_SECONDS
             names = owners | set(record.rayjobs) | set(record.pods)
-            self._events([each for each in cluster.items(cluster.path_of("events")) if each["involvedObject"].get("name") in names])
+            self._events(record, [each for each in cluster.items(cluster.path_of("events")) if each["involvedObject"].get("name") in names])
 
     def _look_at_rayjobs(self) -> None:
         with self._rayjobs:  # the later answer is the later state
-            self._objects(self._cluster.record.rayjobs, self._cluster.rayjobs())
+            record = self._cluster.record
+            self._objects(record.rayjobs, self._cluster.rayjobs())
 
     def _is_new(self, item: Mapping[str, Any]) -> bool:
         metadata = item["metadata"]
         known, self._versions[metadata["uid"]] = self._versions.get(metadata["uid"]), metadata.get("resourceVersion")
         return bool(known != metadata.get("resourceVersion"))
 
-    def _workflow(self, item: dict[str, Any]) -> None:
+    def _workflow(self, record: Record, item: dict[str, Any]) -> None:
         if not self._is_new(item):
             return
         metadata = item["metadata"]
-        recording = next((each for each in self._cluster.record.workflows if each["workflow"] == metadata["name"]), None)
+        recording = next((each for each in record.workflows if each["workflow"] == metadata["name"]), None)
         event = "MODIFIED"
         if recording is None:
             event = "ADDED"
-            recording = {"workflow": metadata["name"], "what": self._cluster.record.name, "created": item, "driver_pod_spec_patches": {}}
+            recording = {"workflow": metadata["name"], "what": record.name, "created": item, "driver_pod_spec_patches": {}}
             recording["states"] = []
-            self._cluster.record.workflows.append(recording)
+            record.workflows.append(recording)
         status = dict(item.get("status") or {})
         nodes = nodes_of(status)
         recording["driver_pod_spec_patches"].update(pod_spec_patches(nodes.values()))
@@ -787,14 +788,14 @@ class Recorder:
             if name not in found and states[-1]["event"] != "DELETED":
                 states.append({**{key: states[0][key] for key in ("kind", "owner") if key in states[0]}, "at": _now(), "event": "DELETED"})
 
-    def _events(self, items: Sequence[dict[str, Any]]) -> None:
+    def _events(self, record: Record, items: Sequence[dict[str, Any]]) -> None:
         for each in items:
             if self._is_new(each):
                 involved = each["involvedObject"]
                 kept = {key: each.get(key) for key in ("type", "reason", "message", "count")}
                 source = (each.get("source") or {}).get("component")
                 about = [involved["kind"], involved["name"]]
-                self._cluster.record.events.append({"at": _now(), **kept, "object": about, "source": source})
+                record.events.append({"at": _now(), **kept, "object": about, "source": source})
 
 
 def messages_about(log: str, run_id: str) -> list[str]:

@@ -123,6 +123,24 @@ def test_a_rayjob_that_succeeds_is_seen_while_a_busy_api_lists_the_pods(
     assert seen
 
 
+def test_a_workflow_belongs_to_the_record_in_which_it_was_asked_for(cluster: Cluster, api: FakeKubernetes) -> None:
+    """The pace of a training is measured in a record of its own, which may end before a busy API answers."""
+    before = Record.load(RECORDINGS, "train-local-succeeded")
+    run_id = before.workflows[0]["created"]["metadata"]["labels"]["pipeline/runid"]
+    pace, scenario = Record(name="pace"), Record(name="x")
+    cluster.record, cluster.run_ids = pace, [run_id]
+    replay = Replay(before)
+    _play(api, replay, replay.times[-1])
+
+    def end_of_pace(method: str, path: str) -> None:
+        cluster.record, cluster.run_ids = scenario, []
+
+    api.before = end_of_pace
+    Recorder(cluster).look()
+    assert scenario.workflows == []
+    assert [each["what"] for each in pace.workflows] == ["pace"]
+
+
 def test_a_scenario_finds_the_pods_that_it_disturbs(cluster: Cluster, api: FakeKubernetes) -> None:
     before = Record.load(RECORDINGS, "train-rayjob-succeeded")
     cluster.record = Record(name="x", workflows=before.workflows, rayjobs=before.rayjobs)
