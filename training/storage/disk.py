@@ -64,15 +64,13 @@ def make_directory(path: str | Path) -> None:
 
 
 def check_directory(path: Path) -> None:
-    """Refuse a directory that can't be made or written like `make_directory`, and leave none that was missing."""
+    """Refuse a directory that can't be made or written, and make none."""
     with explain_disk_errors(str(path)):
-        missing = [each for each in (path, *path.parents) if not each.exists()]
-    try:
-        make_directory(path)
-    finally:
-        for each in missing:
-            with contextlib.suppress(OSError):  # another process may have begun to use it
-                each.rmdir()
+        existing = next(each for each in (path, *path.parents) if each.exists())
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
 
 
 def read_bytes(uri: str) -> bytes:

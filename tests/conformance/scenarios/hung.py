@@ -2,7 +2,7 @@
 
 import re
 
-from conformance.cluster import Cluster
+from conformance.cluster import Cluster, messages_about
 from conformance.record import Claim, Record
 
 _SIGNAL = """
@@ -24,7 +24,7 @@ def drive(cluster: Cluster) -> None:
     run = cluster.submit(*cluster.lasting(120))
     pod = cluster.training(run, step=50)
     cluster.record.texts["stopped"] = cluster.execute(pod, _SIGNAL.replace("NAME", "SIGSTOP"))
-    cluster.wait("the reaper has told of it", lambda: bool(_messages(cluster.webhook_log(), run.run_id)), 600)
+    cluster.wait("the reaper has told of it", lambda: bool(messages_about(cluster.webhook_log(), run.run_id)), 600)
     cluster.last(150, "another reaper looks")
     cluster.record.texts["webhook"] = cluster.webhook_log()
     cluster.execute(pod, _SIGNAL.replace("NAME", "SIGCONT"))
@@ -45,11 +45,6 @@ def _told(record: Record) -> tuple[bool | None, str]:
     if "webhook" not in record.texts:
         return None, "the webhook's log was not recorded"
     found = re.search(r"^run +(\S+)", record.texts.get("submit", ""), re.MULTILINE)
-    lines = _messages(record.texts["webhook"], found[1] if found else "")
+    lines = messages_about(record.texts["webhook"], found[1] if found else "")
     said = r'"event": "hung", "text": "iDDPM: conformance-\w+ has made no progress for [2-9] min'
     return len(lines) == 1 and re.search(said, lines[0]) is not None, f"{len(lines)} messages: {lines}"[:400]
-
-
-def _messages(log: str, run_id: str) -> list[str]:
-    """Return the messages about that run; after so short a time the reaper tells of the slow trainings of other sessions too."""
-    return [line for line in log.splitlines() if " signed {" in line and f'"run_id": "{run_id}"' in line]

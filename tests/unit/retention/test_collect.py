@@ -511,13 +511,13 @@ def test_mlflow_is_asked_once_for_many_runs_that_go(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_deleted", [True, False])
 def test_a_root_is_the_same_one_however_its_path_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_deleted: bool) -> None:
-    world = World(tmp_path / "root", now=START - 40 * DAY)
+    world = World(tmp_path / "store", now=START - 40 * DAY)
     world.write("runs/one/experiment.json", EXPERIMENT)
     monkeypatch.chdir(tmp_path)
-    for address in (f"{tmp_path}/root", "root"):  # as MLflow has it
+    for address in (f"{tmp_path}/store", "store"):  # as MLflow has it
         uri = f"{address}/runs/one"
         run = RecordedRun(run_id="1", directory_uri=uri, is_running=False, is_deleted=is_deleted, texts=(uri,))
-        for root in (f"{tmp_path}/root", "root", "./root/"):
+        for root in (f"{tmp_path}/store", "store", "./store/"):
             found = collect(root, Policy(), delete=False, records=lambda run=run: Records((run,), ()), clock=lambda: START)
             assert [each.state for each in found.directories if each.name == "runs/one"] == ["garbage" if is_deleted else "referenced"]
 
