@@ -2,8 +2,8 @@
 
     settings -> compare
 
-The step logs the comparison to MLflow as a run of its own once it is done, so no run has to be closed, and there is no exit task: the step
-tells the webhook of its numbers, and the reaper of a step that failed.
+The step logs the comparison to MLflow only when it is done. So no run has to be closed, and there is no exit task. The step tells the
+webhook of its numbers; the reaper tells the webhook if the step failed.
 """
 
 from kfp import dsl

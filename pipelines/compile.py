@@ -84,10 +84,10 @@ def compiled(name: str) -> str:
 def kubernetes_manifests(name: str) -> str:
     """Return a pipeline as the objects Pipeline and PipelineVersion, for a KFP that keeps its pipelines in Kubernetes, and for GitOps.
 
-    KFP refuses a change of a PipelineVersion, so its name has a hash of the pipeline. The namespace is left to who applies them.
+    KFP refuses a change of a PipelineVersion, so its name has a hash of the pipeline. They name no namespace; kubectl apply chooses it.
     """
     text = compiled(name)
-    spec, platform = yaml.safe_load_all(text)
+    spec, platform = parse_documents(text)
     pipeline = spec["pipelineInfo"]["name"]
     version = f"{pipeline}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
     contents: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -141,14 +141,14 @@ def _without_docstring(word: str) -> str:
 def local_specification(pipeline: Any) -> dict[str, Any]:
     """Return the specification for kfp.local: without pods' sizes and without retries.
 
-    In a loop, kfp.local passes the loop's item wherever a step reads another step's output, also where that output only sizes
-    its pod. Without retries, a laptop's user sees an error at once.
+    In a loop, kfp.local passes the loop's item wherever a step reads another step's output, even an output that only sizes a pod.
+    Without retries, a laptop's user sees an error at once.
     """
     spec = specification(pipeline)[0]
     for component in (spec["root"], *spec["components"].values()):
-        for parameters in (component, *component.get("dag", {}).get("tasks", {}).values()):
-            parameters.pop("retryPolicy", None)
-            inputs = parameters.get("inputDefinitions", parameters.get("inputs", {})).get("parameters", {})
+        for part in (component, *component.get("dag", {}).get("tasks", {}).values()):
+            part.pop("retryPolicy", None)
+            inputs = part.get("inputDefinitions", part.get("inputs", {})).get("parameters", {})
             for name, value in list(inputs.items()):
                 if _SIZES.search(name) or _SIZES.search(str(value.get("runtimeValue", ""))):
                     del inputs[name]

@@ -16,7 +16,7 @@ _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _S3_TEMPORARY_KEYS = ("AWS_SESSION_TOKEN",)
 _SERVICE_KEYS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 _IDENTITY_KEYS = ("AWS_ENDPOINT_URL_STS",)
-"""The address that a pod with an identity of the platform asks for keys. Without it boto3 asks S3's, and KFP's launcher Amazon's."""
+"""Address where a pod with an identity of the platform gets keys. Without it boto3 asks the address of S3, and KFP's launcher Amazon's."""
 _PUBLIC_KEYS = ("IDDPM_MLFLOW_PUBLIC_URL", "IDDPM_KFP_PUBLIC_URL")
 """The addresses that people use, for links."""
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -112,7 +112,7 @@ def reference_pod(checked: Any, *, image: Any) -> Pod:
 
 
 def _add_services(task: Any) -> None:
-    """Add the addresses of S3 and MLflow, and the credentials. These are optional: the platform may give a pod an identity."""
+    """Add the addresses of S3 and MLflow, and the credentials. Credentials are optional: the platform may give a pod an identity."""
     addresses = {**{key: key for key in _SERVICE_KEYS}, "MLFLOW_TRACKING_URI": f"{_OWN}MLFLOW_TRACKING_URI"}
     kubernetes.use_config_map_as_env(task, SERVICES_CONFIG_MAP, addresses)
     kubernetes.use_config_map_as_env(task, SERVICES_CONFIG_MAP, {key: key for key in (*_IDENTITY_KEYS, *_PUBLIC_KEYS)}, optional=True)
@@ -122,7 +122,7 @@ def _add_services(task: Any) -> None:
 
 
 def add_webhook(task: Any) -> None:
-    """Add the address and the options of the webhook. They are apart, as the Secret may lack options."""
+    """Add the address and the options of the webhook, separately, because the Secret may lack the options."""
     options = {key: variable for key, variable in WEBHOOK_KEYS.items() if key != "url"}
     for keys in ({"url": WEBHOOK_KEYS["url"]}, options):
         kubernetes.use_secret_as_env(task, WEBHOOK_SECRET, keys, optional=True)

@@ -22,11 +22,11 @@ _S3_SECONDS = 20.0
 _LAUNCHER = re.compile(r"[IWEF]\d{4} |(time|level)=|Error: exit status|exit status|\[KFP Executor [^]]* INFO\]")
 """Beginnings of lines that KFP's launcher and executor and Argo's executor write around the step's own."""
 _BEFORE_JSON = re.compile(r".*(\{|executor_input:)$")
-"""Those of these lines that a JSON object follows, down to a brace at the beginning of a line."""
+"""A line of `_LAUNCHER` after which a JSON object follows. The object ends with a brace at the beginning of a line."""
 _KFPS_OWN = re.compile(
     r"^F\d{4} .*?\] (?:failed to execute component: (?!exit status|signal: )(?P<launcher>.+)|KFP driver: (?P<driver>.+))", re.MULTILINE
 )
-"""The end of KFP's launcher where the step itself did not fail, like S3 that refuses an artifact, and that of its driver."""
+"""The last error of KFP's launcher if not the step but the launcher failed, for instance at S3, or of KFP's driver."""
 _PLAIN_EXIT = re.compile(r"(main: )?Error \(exit code 1\)")
 """Argo's words for a step that ended with an error of its own, which its log says better."""
 

@@ -96,7 +96,8 @@ def form_of(workflow: Mapping[str, Any]) -> dict[str, Any]:
     spec = workflow.get("spec") or {}
     given = [each for each in (spec.get("arguments") or {}).get("parameters") or () if each["name"] == "components-root"]
     tasks = [task for template in spec.get("templates") or () for task in (template.get("dag") or {}).get("tasks") or ()]
-    values = [each for task in tasks for each in task["arguments"].get("parameters") or () if each["name"] == "runtime-config"]
+    passed = [each for task in tasks for each in (task.get("arguments") or {}).get("parameters") or ()]
+    values = [each for each in passed if each["name"] == "runtime-config"]
     if not given or not values:
         return {}
     declared = json.loads(given[0]["value"]).get("inputDefinitions", {}).get("parameters", {})
@@ -171,7 +172,8 @@ def attempts(workflow: Mapping[str, Any]) -> list[Attempt]:
     for node in nodes.values():
         if node.get("type") != "Pod":
             continue
-        # "train-x7k2p(0).root(0).exit-handler-1(0).preprocess(0).executor(1)": each level is a node that retries, and its tries.
+        # A name is like "train-x7k2p(0).root(0).exit-handler-1(0).preprocess(0).executor(1)". A number in brackets is a try; without it,
+        # the name is that of the node that retries.
         path = re.sub(r"\(\d+\)$", "", node["name"])
         step_path = re.sub(r"\(\d+\)\.executor$", "", path)
         retried, step = by_name.get(path, node), by_name.get(step_path, node)
@@ -194,7 +196,7 @@ def attempts(workflow: Mapping[str, Any]) -> list[Attempt]:
 
 
 def _group_names(workflow: Mapping[str, Any]) -> dict[str, str]:
-    """Return the names that KFP's UI shows of loops and other groups, like "trials" of "for-loop-3": their drivers are given them."""
+    """Return the names that KFP's UI shows for loops and other groups, like "trials" for "for-loop-3", from their drivers' arguments."""
     found = {}
     for template in (workflow.get("spec") or {}).get("templates") or ():
         for task in (template.get("dag") or {}).get("tasks") or ():

@@ -38,7 +38,7 @@ class Call:
     @property
     def uri(self) -> str:
         """URI of the file with step and arguments."""
-        return storage.join(self.directory_uri, "-".join(part for part in ("rayjob-call", self.launch) if part) + ".json")
+        return storage.join(self.directory_uri, f"rayjob-call-{self.launch}.json" if self.launch else "rayjob-call.json")
 
     @property
     def driver(self) -> tuple[str, ...]:
@@ -71,7 +71,9 @@ class Call:
         from training.checkpoints import checkpoint
 
         steps = storage.retry(lambda: checkpoint.steps(self.directory_uri))
-        return max(steps, default=0) or len(storage.retry(lambda: list(storage.list_uris(storage.join(self.directory_uri, "trials")))))
+        if steps:
+            return max(steps)
+        return len(storage.retry(lambda: storage.list_uris(storage.join(self.directory_uri, "trials"))))
 
     def result(self) -> Any:
         """Return the value that the step returned."""

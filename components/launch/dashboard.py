@@ -102,7 +102,7 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
         LostError: The job was lost, and another try may succeed.
     """
     owner = _owner()
-    # Two runs on a cluster may ask for the same at once; what one of them returns is not the other's, which may delete it.
+    # Two pipeline runs may call a step with the same arguments at once. Each has a result of its own, as the other may delete one.
     call = call_of(step, arguments, scope=owner if os.environ.get("KFP_POD_NAME") else "")
     if step.run_files and call.is_done():
         say(f"{call.key} is done already")

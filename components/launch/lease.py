@@ -61,7 +61,7 @@ class Lease:
         owner: The pipeline's run and what of it trains, equal for a retry of the same step; empty outside a pipeline.
         host: The machine or pod, with its namespace of processes and the start of its kernel.
         pid: The process on that host.
-        began: A mark of the process that no later one with its number has.
+        began: When the process began, in ticks since the kernel did: a later process with the same number has another.
         id: Differs for each time that a lease is taken.
         count: Number of renewals.
     """
@@ -85,8 +85,8 @@ def leased(
 ) -> Iterator[None]:
     """Hold the lease of a run's directory within the block; wait first while another owner holds it.
 
-    A lease is free once it is released, its process of this boot of this machine is gone, a retry of the owner's own step asks for it,
-    or it has not been renewed for `times.abandoned`. Where the storage was away for so long, it is lost only if somebody else has taken it.
+    A lease is free once it is released, its process was on this machine and is gone, a retry of the owner's own step asks for it, or it
+    has not been renewed for `times.abandoned`. If the storage was away for that long, it is lost only if somebody else has taken it.
 
     Args:
         owner: See `Lease`.
@@ -124,8 +124,8 @@ def read_lease(directory_uri: str) -> tuple[int, Lease | None]:
 
 
 def _new_lease(owner: str) -> Lease:
-    # Containers may share a name, and each counts its processes. Two machines may share one too, and outside of containers the number of
-    # the namespace is the same on all of them.
+    # Containers may share a name, and each counts its own processes, so the namespace is part of the host. Two machines may share a name
+    # too, and outside of containers the number of the namespace is the same on all of them, so the boot is part of it as well.
     host = f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()} {_boot_id()}"
     return Lease(owner=owner, host=host, pid=os.getpid(), began=_beginning(os.getpid()), id=uuid.uuid4().hex)
 
@@ -185,11 +185,14 @@ def _take(directory_uri: str, mine: Lease, stop: StopFlag, is_done: Callable[[],
 
 
 def _write_first(directory_uri: str, number: int, mine: Lease) -> bool:
-    """Write a lease unless another has; then delete those before it. Return False if it is another's, or perhaps our own."""
+    """Write the lease of that number if there is none, then delete the earlier ones.
+
+    Return False if the number is taken. It may be our own, written by a request whose answer was lost.
+    """
     if not storage.retry(lambda: storage.write_json(_uri(directory_uri, number), dataclasses.asdict(mine), if_absent=True)):
         return False
     numbers = storage.retry(lambda: _numbers(directory_uri))
-    if numbers and numbers[-1] > number:  # this number had its time between our look and our write
+    if numbers and numbers[-1] > number:  # between our look and our write, others took this number and the next
         storage.retry(lambda: storage.delete(_uri(directory_uri, number)))
         return False
 

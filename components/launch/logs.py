@@ -71,7 +71,7 @@ def step_log_stored(directory_uri: str, name: str, makes: Sequence[str] = ()) ->
     Args:
         directory_uri: Directory of the run, sweep or data set that the step works on; empty stores nothing.
         makes: For a directory that many runs share: the files that the step makes last, or finds. A step that succeeds and leaves them as
-            they were has only found its work done. Its log is not kept: each run would add one for ever, and it says nothing else.
+            they were has only found its work done. Its log is not kept: it says nothing else, and each run would add one.
     """
     if not directory_uri:
         yield
@@ -95,7 +95,7 @@ def step_log_stored(directory_uri: str, name: str, makes: Sequence[str] = ()) ->
 
 
 def _versions(uris: Sequence[str]) -> list[object]:
-    """Return something for each file that is equal as long as the file stays as it is."""
+    """Return the version of each file: None for a missing one, and an object equal to nothing for one that can't be looked at."""
     found: list[object] = []
     for uri in uris:
         try:
@@ -103,14 +103,14 @@ def _versions(uris: Sequence[str]) -> list[object]:
         except storage.ObjectNotFoundError:
             found.append(None)
         except storage.StorageError:
-            found.append(object())  # not known: equal to nothing, so the log is kept
+            found.append(object())  # so the log is kept
     return found
 
 
 def _append(path: Path, error: BaseException) -> None:
-    """Write an error to the end of a log: who catches it prints it later, where the log no longer sees it.
+    """Write an error to the end of a log, unless a child process has printed it there as its last line.
 
-    A step's own process may have printed it already, as the last thing that it did.
+    The caller that catches the error prints it too late for the log.
     """
     if _ends_with(path, f": {error}"):
         return

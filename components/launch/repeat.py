@@ -22,7 +22,7 @@ T = TypeVar("T")
 MAX_LOSSES = 3
 """Work that is lost this often without a new checkpoint is given up."""
 PAUSE_SECONDS = 30.0
-"""Between two tries; a service that is away was waited for already."""
+"""Pause between two tries. It is short, because the failed try has already waited for a service that is away."""
 
 
 class LostError(RuntimeError):
@@ -42,7 +42,7 @@ def repeat_lost(
     is_lost: Callable[[BaseException], bool] = may_pass,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """Do work, and again each time that it is lost; up to `MAX_LOSSES` times without progress.
+    """Do work, and do it again each time it is lost, up to `MAX_LOSSES` times without progress.
 
     Args:
         work: It must find what an earlier try has done.

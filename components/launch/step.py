@@ -35,8 +35,8 @@ class Step:
             arguments and returns the run's key, its directory and the URI of its result. One run has one job, whoever starts it.
             Such a step takes the cluster's address and distributes its own work. Any other step (empty) is handed to a
             worker, since a cluster's head offers neither cores nor GPUs.
-        find_log: For a step that works for one run before it has begun, or makes a data set: the function, as "module:name", that returns
-            from the arguments where its log is stored, as `components.launch.logs.LogPlace`.
+        find_log: For a step that makes a data set, or prepares a run that has not begun: the function, as "module:name", that takes the
+            arguments and returns where the log is stored, as `components.launch.logs.LogPlace`.
         stage: The stage whose resources it uses; one of `components.launch.resources.STAGES`.
         is_parallel: True if it spreads its work over the stage's workers; otherwise it uses one.
     """
@@ -87,7 +87,7 @@ def run_on_cluster(step: Step, arguments: Mapping[str, Any], ray_address: str) -
             return returned
         except ray.exceptions.GetTimeoutError:
             ray.cancel(result, force=True)
-            reason = standstill(_run_here.__name__, _LONGEST_SECONDS, _LONGEST_SECONDS)
+            reason = standstill(_run_here.__name__, _LONGEST_SECONDS)
             raise StandstillError(f"step {step.name} has no result: {reason}; look at the disks, network and GPUs of its node") from None
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None

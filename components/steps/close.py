@@ -144,7 +144,7 @@ def tag_error(end: End, pipeline_run_id: str, *, replace: bool = True) -> None:
     Args:
         end: The end.
         pipeline_run_id: The pipeline's run.
-        replace: Whether a tag that is there already is written anew.
+        replace: True replaces a tag that is there already.
     """
     error = in_one_sentence(end.errors)[:_LONGEST_TAG]
     finished = open_runs(PIPELINE_RUN_TAG, pipeline_run_id, status="FINISHED")

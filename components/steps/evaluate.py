@@ -95,10 +95,11 @@ def set_aside(run_uri: str, pipeline_run_id: str) -> None:
     }
     for uri, new in renamed.items():
         data = storage.read_bytes(uri)
-        for named, name in renamed.items() if uri.endswith(".json") else ():  # the grid, and the file with the bits/dim of each image
-            data = data.replace(named.encode(), name.encode())
+        if uri.endswith(".json"):  # a result names its grid, and the file with the bits/dim of each image
+            for named, name in renamed.items():
+                data = data.replace(named.encode(), name.encode())
         storage.write_bytes(new, data)
-    # Results first: after an interruption, one that is there is copied again, and only files that are there get their new names in it.
+    # Results first. After an interruption, a result that is still there is copied again, and gets new names of files that are still there.
     for uri in sorted(renamed, key=lambda uri: not uri.endswith(".json")):
         storage.delete(uri)
     kept = tuple(kept_images(run_uri))

@@ -148,7 +148,7 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
     experiment_uri = storage.join(run_uri, EXPERIMENT)
     experiment = read_experiment(experiment_uri) if storage.exists(experiment_uri) else None
     final = _final_evaluation(run_uri)
-    run = attach(run_id, check=False, run_uri=run_uri)  # after the files, as it sends metrics for seconds after an error in one of them
+    run = attach(run_id, check=False, run_uri=run_uri)  # after reading the files: it sends metrics at once, for seconds even after an error
     if experiment is not None:
         run.log_params(experiment.every_field())
     if final is not None:
@@ -167,27 +167,29 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
     if final is not None and not math.isfinite(final.distance):
         say(f"{final.checkpoint_uri} ({final.weights}) is not registered: its distance is not finite")
     elif final is not None and result:  # an interrupted `iddpm gc` may leave an evaluation without the result
-        register(
-            RegisteredModel(
-                name=final.experiment["name"],
-                run_id=run_id,
-                checkpoint_uri=final.checkpoint_uri,
-                weights=final.weights,
-                data_uri=result["data_uri"],
-                distance_name=final.distance_name,
-                distance=final.distance,
-                protocol=_protocol(final),
-                description=_description(final),
-            ),
-            loader_module="evaluation.sampling.pyfunc",
-        )
+        _register(final, run_id, result["data_uri"])
     if result:
         end_if_running(run_id, "FINISHED", TRAIN_STEP)  # a later step that works on it ends it itself
     _log_sample_grids(run, run_uri)  # last, as an MLflow that can't keep files has all the rest then
 
 
+def _register(final: EvaluationResult, run_id: str, data_uri: str) -> None:
+    model = RegisteredModel(
+        name=final.experiment["name"],
+        run_id=run_id,
+        checkpoint_uri=final.checkpoint_uri,
+        weights=final.weights,
+        data_uri=data_uri,
+        distance_name=final.distance_name,
+        distance=final.distance,
+        protocol=_protocol(final),
+        description=_description(final),
+    )
+    register(model, loader_module="evaluation.sampling.pyfunc")
+
+
 def _protocol(final: EvaluationResult) -> str:
-    """Return how the distance was measured, as the nights of a nightly check have it, without what is the model's own or its machine's."""
+    """Return how the distance was measured, as a nightly check records it, without the fields that belong to one model or machine."""
     from evaluation.monitoring.nightly import protocol_of
 
     own = ("checkpoint", "numbers_version", "precision")

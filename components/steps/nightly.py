@@ -74,7 +74,7 @@ def score_model(
 ) -> str:
     """Evaluate a model again, with new noise, and return the result's URI.
 
-    The same night draws again if the score is far from those before, or takes their cumulative sum above its limit.
+    If the score is far from the earlier ones, or takes their cumulative sum above its limit, more samples are drawn in the same night.
 
     Fewer samples are drawn from the noise of every other night too, for the comparison with the first one. Their result has the name
     `<purpose>-common`. A step that was killed and is tried again draws only what is missing.
@@ -172,7 +172,8 @@ def compare_with_history(
     folder, _, file_name = evaluation_uri.rpartition("/")
     name = file_name.removesuffix(".json")
     again = [storage.join(folder, f"{_redrawn_name(name, number)}.json") for number in range(NUM_REDRAWN)]
-    redrawn = tuple(distance for uri in again if storage.exists(uri) and math.isfinite(distance := EvaluationResult.read(uri).distance))
+    distances = (EvaluationResult.read(uri).distance for uri in again if storage.exists(uri))
+    redrawn = tuple(distance for distance in distances if math.isfinite(distance))
     rule = Rule(baseline_nights=baseline_nights, min_difference=min_difference)
     night = night_of(result, name=name, uri=evaluation_uri, rule=rule, redrawn=redrawn)
     history = update_history(
@@ -192,8 +193,10 @@ def compare_with_history(
     storage.write_bytes(page_path, page.encode())
     _log_to_mlflow(tracking_run_id, name, page, history, judgement, same_noise)
     finding = f"{result.distance_name} {_OUTCOMES[judgement.direction]}: {judgement.text}"
-    finding += f"; {same_noise}" if same_noise else ""
-    finding += f"; a new baseline began: {judgement.baseline_reason}" if judgement.baseline_reason and len(judgement.nights) == 1 else ""
+    if same_noise:
+        finding += f"; {same_noise}"
+    if judgement.baseline_reason and len(judgement.nights) == 1:
+        finding += f"; a new baseline began: {judgement.baseline_reason}"
     message = _message(name, finding, result, judgement, same_noise, links)
     send_once(message, _record_uri(storage_root_uri, name))
     if judgement.direction > 0:
@@ -302,7 +305,7 @@ def _log_to_mlflow(
         now["nightly/same_noise_difference"] = same_noise.difference.value
     try:
         tracked = attach(tracking_run_id)
-        # Each night of the history, so that those are there too on which MLflow was away. MLflow keeps the first value of a step.
+        # All nights of the history, because MLflow may have been away in an earlier one. It keeps the first value of a step.
         for step, night in enumerate(history.nights):
             score = {"nightly/score": night.distance} if night.distance is not None else {}
             own = {key: value for key, value in now.items() if math.isfinite(value)} if night.id == judgement.night.id else {}

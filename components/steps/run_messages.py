@@ -43,8 +43,9 @@ class End(NamedTuple):
 
 
 def record_uri(storage_root_uri: str, pipeline_run_id: str, what: str = "") -> str:
-    """Return where a message is recorded: of a run's end, or of what else is told of it."""
-    return storage.join(storage_root_uri, "runs-told", f"{pipeline_run_id}{what and '-'}{what}.json")
+    """Return where a message about a run is recorded; `what` names its subject, and is empty for the run's end."""
+    name = f"{pipeline_run_id}-{what}" if what else pipeline_run_id
+    return storage.join(storage_root_uri, "runs-told", f"{name}.json")
 
 
 def tell_end(

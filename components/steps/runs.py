@@ -20,8 +20,8 @@ EXPERIMENT = "experiment.json"
 ATTEMPT = "attempt.json"
 """The latest attempt to train: when it began (`time`, in milliseconds since 1970), and the directory of its data set (`data_uri`)."""
 _REPEATS = "repeats"
-"""Directory below the storage root with a file for each training that was done again by force, by the key of the first one: the `key`
-of the last one, and the `pipeline_run_id` that began it."""
+"""Directory below the storage root with a file for each training that was done again by force. The first run's key names the file; its
+fields are the `key` of the last run, and the `pipeline_run_id` that began that one."""
 _LONGEST_DELETION_SECONDS = 3600.0
 """A directory that has been marked for longer was left by a process that ended."""
 

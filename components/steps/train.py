@@ -30,6 +30,7 @@ from training.distributed.signals import StopFlag, run_stoppable, stop_flag
 from training.tracking.runs import NUM_WORKERS_TAG, PRUNED_TAG, STEP_TAG, TRAIN_STEP, TRIAL_TAG
 
 if TYPE_CHECKING:
+    from training.loop.interfaces import Scorer
     from training.tracking.tracked_run import Status, TrackedRun
 
 _QUICK_SECONDS = 5.0
@@ -195,6 +196,22 @@ def _existing_reference(reference_uri: str, arguments: Mapping[str, Any], ray_ad
     return existing_reference(reference_uri, arguments["storage_root_uri"], make)
 
 
+def _scorer(run: Run, resources: Resources, data_uri: str, reference_uri: str, prune: StopRule | None) -> Scorer:
+    from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
+
+    evaluation, on_gpu = run.experiment.evaluation, resources.num_gpus_per_worker > 0
+    return CheckpointScorer(
+        evaluation=evaluation,
+        reference_uri=reference_uri,
+        extractor_weights=stored_extractor_weights(storage_root_of(run.uri), evaluation.extractor),
+        class_names=run.manifest.class_names,
+        data_uri=data_uri,
+        device="cuda" if on_gpu else "cpu",
+        precision="bf16" if on_gpu else "fp32",
+        stop_rule=prune,
+    )
+
+
 def _train(
     run: Run,
     resources: Resources,
@@ -207,29 +224,18 @@ def _train(
 ) -> tuple[dict[str, Any], str]:
     """Return the result, and why the training was pruned; one of them is empty."""
     from evaluation.monitoring import early_stopping
-    from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, comparable, read_history
+    from evaluation.monitoring.checkpoint_scorer import comparable, read_history
     from training.checkpoints import checkpoint
     from training.loop.interfaces import STOP_REQUESTED, Job
 
     experiment, run_uri = run.experiment, run.uri
-    on_gpu = resources.num_gpus_per_worker > 0
-    scorer = CheckpointScorer(
-        evaluation=experiment.evaluation,
-        reference_uri=reference_uri,
-        extractor_weights=stored_extractor_weights(storage_root_of(run_uri), experiment.evaluation.extractor),
-        class_names=run.manifest.class_names,
-        data_uri=data_uri,
-        device="cuda" if on_gpu else "cpu",
-        precision="bf16" if on_gpu else "fp32",
-        stop_rule=prune,
-    )
     job = Job(
         experiment=experiment,
         resources=resources,
         data_uri=data_uri,
         run_uri=run_uri,
         tracking_run_id=tracking_run_id,
-        scorer=scorer if reference_uri else None,
+        scorer=_scorer(run, resources, data_uri, reference_uri, prune) if reference_uri else None,
     )
     if ray_address is None:
         from training.launch import in_process

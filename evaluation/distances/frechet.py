@@ -196,7 +196,7 @@ def frechet_distance(reference: FeatureStatistics | Moments, sample: FeatureStat
 def leave_one_out_distances(reference: FeatureStatistics, blocks: BlockedMoments) -> list[float]:
     """Return the distance without the first block, without the second, and so on, for `records.intervals.jackknife_error`.
 
-    Nothing is returned if fewer than two blocks contain images, or a remainder has fewer than two images.
+    The list is empty if fewer than two blocks contain images, or a remainder has fewer than two images.
 
     For two models on the same noise, the differences of these give the standard error of the difference of the distances.
     """
@@ -207,9 +207,9 @@ def leave_one_out_distances(reference: FeatureStatistics, blocks: BlockedMoments
 
 
 def distances_of_halves(reference: FeatureStatistics, blocks: BlockedMoments) -> list[list[float]]:
-    """Return a pair of distances of both halves of the samples for each of the six `SPLITS` of ten blocks, for `jackknife_excess`.
+    """Return the distances of both halves of the samples, for each of the six `SPLITS` of ten blocks; `jackknife_excess` takes them.
 
-    Nothing is returned for another number of blocks, or with fewer than two images in a half.
+    The list is empty for another number of blocks, or if a block has no image.
     """
     if len(blocks.blocks) != len(SPLITS[0]) or min(block.num_images for block in blocks.blocks) < 1:
         return []

@@ -3,11 +3,11 @@
 The distance of N samples is too large by a term that falls as 1/N and depends on the model, so that a worse model can win. A
 least squares line through distances of different N, read at 1/N = 0, has no such term.
 
-It has those of higher order: with 2 to 5 images for each feature the distance still bends upwards over 1/N, so that the line ends too
-low. Of 64 features of equal variance and a true distance of 0.640, the line's mean is 0.311 with 10 images for each feature, 0.497 with 25
-and 0.605 with 50, where the smallest sub-samples have 2, 2.5 and 5. The distance of all samples less the jackknife's bias, which the
-score card shows, is 0.591, 0.627 and 0.635: it is the better number there. Where few features have most of the variance, the line bends
-less. The procedure stays the published one, so that its numbers can be compared.
+Terms of higher order remain. With 2 to 5 images for each feature the distance still bends upwards over 1/N, so the line ends too low. An
+example has 64 features of equal variance and a true distance of 0.640. The line's mean is 0.311 with 10 images for each feature, 0.497
+with 25 and 0.605 with 50; the smallest sub-samples then have 2, 2.5 and 5. The score card also shows the distance of all samples less the
+jackknife's bias. Here that is 0.591, 0.627 and 0.635, the better number. The distance bends less where few features have most of the
+variance. The procedure stays the published one, so that its numbers can be compared.
 
 Deviation: sub-samples are unions of the blocks whose moments are collected anyway, where the source draws 15 random ones of all
 features. No features are stored, sub-samples of one size share no image, and the same samples always give the same number.
@@ -30,7 +30,7 @@ from evaluation.records.intervals import jackknife_error, student_interval
 from training.config.errors import UserError
 
 MIN_IMAGES_PER_FEATURE = 5
-"""Samples that are needed for each feature, for sub-samples of at least three sizes."""
+"""Fewest samples for each feature: with fewer there are not three sizes of sub-samples."""
 
 _SIZES = (1, 2, 3, 4, 5, 10)
 _MIN_PER_FEATURE = 2
@@ -66,7 +66,7 @@ def frechet_infinity(reference: FeatureStatistics, blocks: BlockedMoments) -> Me
     interval = student_interval(value, error, whole - 1)
     without = []
     for b, distance in enumerate(leave_one_out):
-        rest = np.array([b not in run for run in runs])  # the whole sample is never among them, and the rest of it takes its place
+        rest = np.array([b not in run for run in runs])  # leaves out the whole sample; `distance` of the other blocks replaces it
         count = blocks.num_images - blocks.blocks[b].num_images
         without.append(_fit_line(np.append(inverse[rest], 1 / count), np.append(distances[rest], distance))[0])
     method = "error of the line or jackknife, the larger; Student's t"

@@ -2,7 +2,7 @@
 
     1000 (mean k(x, x') + mean k(y, y') - 2 mean k(x, y)),    k(x, y) = exp(-|x - y|^2 / (2 sigma^2)), sigma = 10
 
-It is called CMMD in their features alone: CLIP ViT-L/14 at 336 pixels, scaled to length 1. It assumes no Gaussian features, and a
+It is called CMMD only in the features of CLIP ViT-L/14 at 336 pixels, scaled to length 1. It does not assume Gaussian features, and a
 few thousand images suffice.
 """
 

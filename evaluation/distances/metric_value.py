@@ -33,13 +33,12 @@ class MetricValue:
         name: "kid", "precision" and so on.
         standard_error: Its standard error over the draw of the samples; None if unknown.
         note: What it is, in a few words.
-        bias: Estimate of what the finite number of images adds to the value: 0 for an unbiased estimator, None if no
-            correction is published, or the estimate for these images is 0, as that for two equal sets. `value - bias` is the corrected
-            value.
+        bias: Estimate of what the finite number of images adds to the value; `value - bias` is the corrected value. 0 marks an
+            unbiased estimator. None means that no correction is published, or that the estimate is 0, as for two equal sets.
         interval: 95% interval over the draw of the samples; None if unknown. It is around the value, bias included.
         method: How the interval is found, in a few words.
-        resampled: The number without each of ten blocks of samples, or of halves (`intervals.resampled_error`), to compare it with another
-            model's on the same noise; empty where that is not sound.
+        resampled: The number without each of ten blocks of samples, or that of each half (`intervals.resampled_error`). With these it is
+            compared with another model's on the same noise; empty where that is not sound.
     """
 
     name: str

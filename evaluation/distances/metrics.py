@@ -62,9 +62,9 @@ _OF_SINGLE_IMAGES = frozenset(
 
 @dataclass
 class MetricInputs:
-    """Outputs of the extractor for the samples, collected batch by batch as far as the `metrics` of these names need them.
+    """Outputs of the extractor for the samples, collected batch by batch. Only what the named `metrics` need is stored.
 
-    `blocks` are moments of all samples' features, which somebody else collects.
+    `blocks` are the moments of all samples' features. The caller collects them.
     """
 
     metrics: frozenset[str]
@@ -195,7 +195,7 @@ class KernelDistanceParts(NamedTuple):
 
 
 def kernel_distance_of_parts(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> KernelDistanceParts:
-    """Return the squared MMDs of the cubic kernel on parts of a sample. A real image's pair with itself counts as a sample's does."""
+    """Return the squared MMDs of the cubic kernel on parts of a sample."""
     blocks = sample.tensor_split(NUM_BLOCKS)
     if len(blocks[-1]) < 2:
         return KernelDistanceParts([], [], 0.0)
@@ -220,7 +220,7 @@ def _cubic_sum(x: Float32[Tensor, "images dim"], y: Float32[Tensor, "others dim"
 def precision_recall(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> list[MetricValue]:
     """Return the fraction of samples near real images (precision) and of real images near samples (recall), with k = 3.
 
-    Source: Kynkaanniemi et al. 2019; computed as by torch-fidelity, but in parts, as its three matrices of distances are of 400 MB.
+    Source: Kynkaanniemi et al. 2019. torch-fidelity computes the same with three matrices of 400 MB; this works in parts.
     """
     counts = f"k = {_PRECISION_NEIGHBOURS}, {len(sample):,} samples, {len(reference):,} real images"
     notes = [
@@ -270,7 +270,7 @@ def _scores_of_splits(logits: Float[Tensor, "images classes"]) -> Float64[Tensor
 def _of_features(
     compute: Callable[[Float32[Tensor, "images dim"], Float32[Tensor, "real dim"]], list[MetricValue]],
 ) -> Callable[[MetricInputs, MetricReference], list[MetricValue]]:
-    """Return the metric that a function of both sets' features is."""
+    """Wrap a function of both sets' features as a metric."""
 
     def of_features(inputs: MetricInputs, reference: MetricReference) -> list[MetricValue]:
         if reference.features is None:
@@ -430,10 +430,10 @@ def require_extractor(metrics: frozenset[str], extractor: ExtractorTraits) -> No
 
 
 def require_count(metrics: frozenset[str], num_images: int, images: str, dim: int = 0) -> None:
-    """Check that there are enough images for the Frechet distance and the metrics; the message calls them `images`.
+    """Check that there are enough images for the Frechet distance and the metrics.
 
     Args:
-        images: What they are.
+        images: Words for them in the message.
         dim: Number of the extractor's features, for samples; 0 for real images.
 
     Raises:
@@ -446,7 +446,7 @@ def require_count(metrics: frozenset[str], num_images: int, images: str, dim: in
 
 
 def compute_metrics(inputs: MetricInputs, reference: MetricReference) -> list[MetricValue]:
-    """Compute the metrics of the inputs; a missing input and too few real images are refused. Notes say the bias where it is known."""
+    """Compute the metrics of the inputs, with a known bias in their notes; refuse a missing input, and too few real images."""
     if reference.features is not None:
         require_count(need_real_images(inputs.metrics), len(reference.features), "real images")
     found = [value for name, metric in METRICS.items() if name in inputs.metrics for value in metric.compute(inputs, reference)]
@@ -465,7 +465,7 @@ def _with_bias(value: MetricValue) -> str:
 
 
 def max_images(name: str) -> int | None:
-    """Return the largest number of samples that a number of `compute_metrics` is of; None for any number."""
+    """Return the most samples that a value of `compute_metrics` uses; None for no limit."""
     return MAX_FEATURES if name in _OF_SINGLE_IMAGES else None
 
 

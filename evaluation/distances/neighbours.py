@@ -33,8 +33,8 @@ def density_coverage(
 ) -> list[MetricValue]:
     """Return density and coverage, with standard errors over the draw of the samples by a jackknife over ten blocks.
 
-    Coverage asks whether any sample is near. The jackknife's variance of such a number is too large (Efron and Stein 1981), which makes up
-    for the noise of the standard error that Student's t would allow for: its interval takes the normal distribution.
+    Coverage asks whether any sample is near. The jackknife's variance of such a number is too large (Efron and Stein 1981). That makes up
+    for the noise of the standard error, for which Student's t would widen the interval. So the interval is a normal one.
 
     Distances are float64, of one block of samples to all real images at a time: 80 MB for 10,000 of each.
     """
@@ -101,7 +101,7 @@ def recall_of_halves(sample: Float[Tensor, "images dim"], reference: Float[Tenso
     blocks = sample.tensor_split(_HALVES.shape[1])
     if len(blocks[-1]) <= num_neighbours:
         return []
-    # Of each sample and each block, the k + 1 smallest distances; the nearest of all is the sample itself.
+    # The k + 1 smallest distances from each sample to each block; the smallest of all is to the sample itself.
     nearest = torch.cat(
         [
             torch.stack([torch.cdist(rows, block).topk(num_neighbours + 1, largest=False).values for block in blocks], dim=1)
@@ -123,8 +123,8 @@ def recall_of_halves(sample: Float[Tensor, "images dim"], reference: Float[Tenso
 def share_near_others(points: Float[Tensor, "images dim"], num_neighbours: int) -> float:
     """Return the fraction of points that are among the k nearest of some other point.
 
-    For points of real images it is the expected precision of samples from the same distribution, and for samples the expected recall. Each
-    point stands for such a sample: left out of the others, it lies in a ball of theirs exactly if it is one of that point's k nearest.
+    For real images it is the precision that samples of the real distribution have in expectation; for a model's samples it is the expected
+    recall. Each point stands for one more draw: it lies in another point's ball exactly if it is among that point's k nearest.
     """
     found = torch.zeros(len(points), dtype=torch.bool)
     for first, rows in enumerate(torch.split(points, 1000)):

@@ -39,7 +39,7 @@ _SHARES_OF_SAMPLES = frozenset({"precision", "label_agreement"})
 
 
 def why_unpaired(name: str) -> str:
-    """Return why a further metric may have no difference, in words."""
+    """Return in words why a metric has no difference."""
     if _HIGHER_IS_BETTER.get(name, False) is None:
         return "it has no better side"
     return "it is not known without each block of samples, as a mean over random subsets or of too few samples"

@@ -248,7 +248,7 @@ def load_reference(uri: str) -> ReferenceStatistics:
         UserError: The file is no npz with statistics.
         StorageError: It can't be read.
     """
-    with npz.open_npz(uri) as file:  # which reads an array when it is indexed: a batch may contain gigabytes of images
+    with npz.open_npz(uri) as file:  # an array is read when it is indexed: a batch may contain gigabytes of images
         features = statistics_from_arrays(file, uri)
         spatial = statistics_from_arrays(file, uri, "_s") if "mu_s" in file else None
         if "factor" in file:
@@ -259,12 +259,14 @@ def load_reference(uri: str) -> ReferenceStatistics:
                 provenance = Provenance.from_dict(json.loads(str(file["provenance"])))
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{uri}: its provenance can't be read ({error}); compute it again") from error
-        images_uri = uri if "arr_0" in file else str(file["images_uri"]) if "images_uri" in file else ""
+        images_uri = str(file["images_uri"]) if "images_uri" in file else ""
+        if "arr_0" in file:
+            images_uri = uri
     return ReferenceStatistics(features=features, spatial=spatial, provenance=provenance, uri=uri, images_uri=images_uri)
 
 
 def statistics_from_arrays(arrays: Mapping[str, Any], uri: str, suffix: str = "") -> FeatureStatistics:
-    """Return the mean and covariance in `mu` and `sigma`, with the suffix "_s" the spatial ones; refuse what is neither."""
+    """Return the mean `mu` and the covariance `sigma`, or the spatial ones with the suffix "_s"; refuse arrays that are neither."""
     missing = [name for name in (f"mu{suffix}", f"sigma{suffix}") if name not in arrays]
     if missing:
         raise UserError(f"{uri} contains {', '.join(arrays) or 'nothing'}; statistics need {' and '.join(missing)}")

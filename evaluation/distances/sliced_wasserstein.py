@@ -1,4 +1,4 @@
-"""The sliced Wasserstein distance of features, which is the MIND in those of the Inception network (Berthet et al. 2026).
+"""The sliced Wasserstein distance of features; in the Inception network's features it is the MIND (Berthet et al. 2026).
 
     3 d / (n m) sum_i sum_j (sort(u_i . x)_j - sort(u_i . y)_j)^2
 

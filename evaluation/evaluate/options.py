@@ -39,7 +39,7 @@ class EvaluationOptions:
             gives it real training images, downsampled.
         metrics: Further metrics; see `evaluation.distances.metrics`.
         memorisation: Search the training set for copies among the samples (`evaluation.memorisation`).
-        num_reference_images: Real images behind the reference statistics, 2 or more; a data set with fewer has all of them there.
+        num_reference_images: Real images behind the reference statistics, 2 or more; all of them in a data set with fewer.
         likelihood_steps: K: network evaluations per image for "stratified" and "learned", strided timesteps for "spaced".
         purpose: Name of the draw: "report" for the reported number; another word gives independent noise.
         seed: Seed of all noise, to compare models on the same; None derives it from the experiment's seed and the purpose.

@@ -179,13 +179,12 @@ def default_metrics(extractor: str, num_classes: int) -> tuple[str, ...]:
 
 
 def require_metrics(experiment: Experiment, extractor: ExtractorTraits, data_uri: str, options: EvaluationOptions | None = None) -> None:
-    """Refuse metrics that an evaluation could not compute, as is known before its reference, and before a training.
+    """Refuse metrics that an evaluation could not compute. It needs no reference statistics and no trained model.
 
     Args:
-        experiment: The model's, which says what the options leave open.
-        extractor: What the features come from.
-        data_uri: The data set, whose training images some metrics compare with the samples.
-        options: Those of the evaluation; None for a training's own.
+        experiment: The model's experiment, for what the options leave open.
+        data_uri: The data set. Some metrics compare its training images with the samples.
+        options: The evaluation's options; None for the evaluation that a training plans itself.
 
     Raises:
         UserError: A metric needs what the extractor does not give, labels that the model does not have, or more images.
@@ -200,7 +199,8 @@ def require_metrics(experiment: Experiment, extractor: ExtractorTraits, data_uri
 
 
 def _require_real_images(metrics: frozenset[str], data_uri: str) -> None:
-    if comparing := need_real_images(metrics):
+    comparing = need_real_images(metrics)
+    if comparing:
         train_uri = storage.join(data_uri, "train")
         require_count(comparing, read_manifest(train_uri).num_images, f"images in {train_uri}")
 

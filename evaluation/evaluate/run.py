@@ -162,7 +162,7 @@ def _score_samples(plan: EvaluationPlan, grid_uri: str) -> tuple[SampleScores, d
 
 
 def keep_first(kept: list[Tensor], images: Tensor, count: int) -> None:
-    """Add images to those that are kept while they are fewer than `count`."""
+    """Add images to `kept`, up to `count` in all."""
     room = count - sum(len(part) for part in kept)
     if room > 0:
         kept.append(images[:room].clone())  # a view, even of no image, would hold the memory of them all

@@ -45,7 +45,7 @@ class CheckpointScorer:
         data_uri: The data set; an upsampler enlarges its training images, downsampled.
         batch_size: Images per batch; 0 takes what suits the device.
         precision: "bf16" is good enough for a score, and several times as fast on a GPU.
-        stop_rule: Takes the scores, and returns a reason to stop that early stopping does not know, or None; a tuning prunes by it.
+        stop_rule: A further rule: it takes the scores, and returns a reason to stop or None. A tuning prunes by it.
     """
 
     evaluation: EvaluationConfig
@@ -132,7 +132,7 @@ class CheckpointScorer:
         return read_history(run_uri)
 
     def stop_reason(self, history: Sequence[Mapping[str, Any]]) -> str | None:
-        """Return why training should stop, by the scores of its own settings; None while it should not."""
+        """Return why training should stop, or None. Scores that were taken by other settings don't count."""
         history = comparable(history, self.evaluation)
         decision = early_stopping.decide(history, self.evaluation)
         if decision.stop or self.stop_rule is None:
@@ -218,7 +218,7 @@ class _StoredProtocol:
 
 @dataclass(kw_only=True)
 class StoredScore:
-    """Types of the fields of a stored score; those of earlier versions have less."""
+    """Types of the fields of a stored score; scores of earlier versions lack those with a default."""
 
     step: int
     scores: dict[str, float | None]
@@ -242,10 +242,10 @@ def read_comparable(run_uri: str, evaluation: EvaluationConfig) -> list[dict[str
 
 
 def comparable(history: Iterable[_Score], evaluation: EvaluationConfig) -> list[_Score]:
-    """Return the scores that were taken by these settings; scores of earlier versions, which say less, are among them.
+    """Return the scores that were taken by these settings. A setting that a score of an earlier version does not record fits any.
 
-    A run's directory can have scores of other settings too, where a training went on with others: those of fewer samples are larger.
-    Where no score has a reference of as many images as wanted (the data set has fewer, a given reference more), the largest one counts.
+    A run's directory has scores of several settings if its training went on with others, and scores of fewer samples are larger. The
+    data set may have fewer images than wanted, and a given reference more: if no score has the wanted reference, the largest one counts.
     """
     history = list(history)
     sampling = as_plain_fields(evaluation.scoring_sampling)

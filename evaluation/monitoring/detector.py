@@ -11,7 +11,7 @@ a change that takes longer than 20 nights to be found is hidden in part, so that
 The standard deviation of 20 scores is wrong by 16% (one standard deviation, 1 / sqrt(2 (n - 1))), and one that is too small raises false
 alarms. The evaluation also knows the standard error of each score. It is a jackknife's, whose variance is up to twice too large where most
 of a score is the bias of few samples. That excess is known for each night too, with much noise, so that only the mean over a complete
-baseline is subtracted. s is the larger one of the baseline's own standard deviation and this error; see `_spread`.
+baseline is subtracted. s is the larger one of the baseline's own standard deviation and this error; see `_Baseline.spread`.
 
 *Slow change.* The two-sided cumulative sum of Page (1954), over z_i = (x_i - m) / s:
 
@@ -53,7 +53,7 @@ FALSE_ALARMS_IN_A_YEAR = 0.003
 _MIN_FOR_SPREAD = 3
 _MIN_WITHOUT_ERROR = 10
 _QUIET_NIGHTS = 20
-"""Nights after which a healthy night joins a baseline that is judged by already."""
+"""A healthy night joins a complete baseline after so many more nights."""
 _LOW = 0.25
 """Sums below this share of h are low: nothing points to a change."""
 _CLIP = 4.0
@@ -67,8 +67,8 @@ class Rule:
     """Parameters of the detector; lengths are in spreads of the baseline.
 
     Attributes:
-        baseline_nights: Number of healthy scores in the baseline from which on slow changes are told.
-        max_baseline_nights: Number of healthy scores to which the baseline still grows; up to `baseline_nights` it does not.
+        baseline_nights: Number of healthy scores that complete the baseline; slow changes are detected from then on.
+        max_baseline_nights: Number of healthy scores up to which the baseline grows on; if it is `baseline_nights` or less, it does not.
         reference_value: k of the cumulative sum.
         decision_interval: h of the cumulative sum.
         suspicion: A score so far from the centre is drawn `NUM_REDRAWN` times more, as is one that takes a sum above h.
@@ -134,17 +134,15 @@ def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule, e
     columns = (np.asarray(values, dtype=np.float64) for values in (first, redrawn, errors, excess))
     first, redrawn, errors, excess = np.broadcast_arrays(*columns)
     shape = first.shape[:-1]
-    count, known = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    mean, squares, error_squares, too_much = (np.zeros(shape) for _ in range(4))
+    baseline = _Baseline(shape)
     up, down = np.zeros(shape), np.zeros(shape)
     alarmed = np.full(shape, -1)
-    nights, to_join = [], []
+    nights, waiting = [], []
     for night in range(first.shape[-1]):
         score, again, error = first[..., night], redrawn[..., night], errors[..., night]
+        count, mean = baseline.count, baseline.mean
         complete = count >= rule.baseline_nights
-        # Tonight's own error helps only while the baseline's are few.
-        use = ~complete & np.isfinite(error)
-        spread = _spread(count, squares, known + use, error_squares + np.where(use, error, 0.0) ** 2, np.where(complete, too_much, 0.0))
+        spread = baseline.spread(error, complete)
         width = np.where(complete, spread, spread * np.sqrt(1 + 1 / np.maximum(count, 1)))
         is_judged = (count > 0) & (complete | (width > 0))
         far = is_judged & (np.abs(score - mean) > np.maximum(rule.suspicion * width, rule.min_difference))
@@ -165,22 +163,12 @@ def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule, e
         slow = (up > rule.decision_interval).astype(np.int64) - (down > rule.decision_interval)
         nights.append((value, count, mean, np.where(is_judged, spread, np.nan), limit, suspicious, jump, up, down, slow))
         alarmed = np.where((jump != 0) | (slow != 0), night, alarmed)
-        joining = [(value, error, excess[..., night], ~complete & (jump == 0))]
-        to_join.append((value, error, excess[..., night], complete))
+        baseline.add(value, error, excess[..., night], ~complete & (jump == 0))
+        waiting.append((value, error, excess[..., night], complete))
         if night >= _QUIET_NIGHTS:
-            earlier, earlier_error, earlier_excess, waited = to_join[night - _QUIET_NIGHTS]
+            earlier, earlier_error, earlier_excess, waited = waiting[night - _QUIET_NIGHTS]
             is_quiet = (alarmed < night - _QUIET_NIGHTS) & (np.maximum(up, down) < _LOW * rule.decision_interval)
-            joining.append((earlier, earlier_error, earlier_excess, waited & is_quiet & (count < rule.max_baseline_nights)))
-        # Welford's update of mean and sum of squares.
-        for score, error, error_excess, joins in joining:
-            count = count + joins
-            step = np.where(joins, score - mean, 0.0)
-            mean = mean + step / np.maximum(count, 1)
-            squares = squares + step * np.where(joins, score - mean, 0.0)
-            taken = joins & np.isfinite(error)
-            known = known + taken
-            error_squares = error_squares + np.where(taken, error, 0.0) ** 2
-            too_much = too_much + np.where(taken & np.isfinite(error_excess), error_excess, 0.0)
+            baseline.add(earlier, earlier_error, earlier_excess, waited & is_quiet & (count < rule.max_baseline_nights))
     return Trace(*(np.stack(np.broadcast_arrays(*values), axis=-1).reshape(first.shape) for values in zip(*nights, strict=True)))
 
 
@@ -191,18 +179,40 @@ def _sums(up: Numbers, down: Numbers, z: Numbers, k: Numbers, rule: Rule) -> tup
     return np.clip(up + z - k, 0.0, highest), np.clip(down - z - k, 0.0, highest)
 
 
-def _spread(count: NDArray[np.int64], squares: Numbers, known: NDArray[np.int64], error_squares: Numbers, too_much: Numbers) -> Numbers:
-    """Return the standard deviation of one score: the larger of the baseline's and the root mean square of the known errors.
+class _Baseline:
+    """The scores in the baseline of each series, as running sums."""
 
-    A few scores may be almost equal by chance, so that of fewer than three is not used, nor of fewer than ten without a known error.
-    It is 0 if nothing is known.
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.count, self._num_errors = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self.mean, self._squares, self._error_squares, self._excess = (np.zeros(shape) for _ in range(4))
 
-    Args:
-        count, squares: Number of scores, and their sum of squares about the mean.
-        known, error_squares: Number of known errors, and the sum of their squares.
-        too_much: Sum of the excess of these squares. At most half of them is one, since a jackknife counts at most twice what depends on
-            single samples and pairs of samples.
-    """
-    own = np.where(count >= np.where(known > 0, _MIN_FOR_SPREAD, _MIN_WITHOUT_ERROR), np.sqrt(squares / np.maximum(count - 1, 1)), 0.0)
-    error_squares = error_squares - np.minimum(too_much, error_squares / 2)
-    return np.maximum(own, np.sqrt(error_squares / np.maximum(known, 1)))
+    def add(self, score: Numbers, error: Numbers, excess: Numbers, joins: NDArray[np.bool_]) -> None:
+        """Add the scores of the series in `joins`, by Welford's update of the mean and the sum of squares about it."""
+        self.count = self.count + joins
+        step = np.where(joins, score - self.mean, 0.0)
+        self.mean = self.mean + step / np.maximum(self.count, 1)
+        self._squares = self._squares + step * np.where(joins, score - self.mean, 0.0)
+        is_known = joins & np.isfinite(error)
+        self._num_errors = self._num_errors + is_known
+        self._error_squares = self._error_squares + np.where(is_known, error, 0.0) ** 2
+        self._excess = self._excess + np.where(is_known & np.isfinite(excess), excess, 0.0)
+
+    def spread(self, error: Numbers, complete: NDArray[np.bool_]) -> Numbers:
+        """Return the standard deviation of one score: the larger of the baseline's and the root mean square of the known errors.
+
+        A few scores may be almost equal by chance. So the baseline's own deviation takes three scores, or ten where no error is known.
+        The result is 0 if nothing is known.
+
+        Args:
+            error: Tonight's, which helps while the baseline's are few.
+            complete: The series whose baseline is complete. Only their excess is known well enough to be subtracted. At most half of
+                the squared errors is excess: a jackknife counts the terms of pairs of samples at most twice.
+        """
+        helps = ~complete & np.isfinite(error)
+        num_errors = self._num_errors + helps
+        error_squares = self._error_squares + np.where(helps, error, 0.0) ** 2
+        error_squares = error_squares - np.minimum(np.where(complete, self._excess, 0.0), error_squares / 2)
+        fewest = np.where(num_errors > 0, _MIN_FOR_SPREAD, _MIN_WITHOUT_ERROR)
+        own = np.where(self.count >= fewest, np.sqrt(self._squares / np.maximum(self.count - 1, 1)), 0.0)
+        known: Numbers = np.sqrt(error_squares / np.maximum(num_errors, 1))
+        return np.maximum(own, known)

@@ -2,8 +2,8 @@
 
 Supplement section 7: the FID gets worse late in training, so training stops early; the best decay of the average is not known
 beforehand, so every decay is scored. A score is a dictionary that `evaluation.monitoring.checkpoint_scorer` stores in the run's
-directory; this module reads its `step`, its `scores`, the distance of each set of weights, and `without_blocks`, those without each block
-of samples, and nothing else. A resumed or finished run's history therefore gives the same decision again.
+directory. This module reads three of its fields: `step`, `scores` (the distance of each set of weights) and `without_blocks` (these
+distances without each block of samples). So the history of a resumed or finished run gives the same decision again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """Stop or continue, and the best checkpoint so far: None and infinity while no score is finite. `reason` is a sentence for a person."""
+    """Stop or continue, and why. While no score is finite, there is no best checkpoint and the best score is infinite."""
 
     stop: bool
     best_step: int | None
@@ -106,8 +106,8 @@ def ranked_candidates(history: Iterable[Score]) -> list[Candidate]:
 def best_checkpoints(history: Iterable[Score], count: int, *, after: int = 0) -> list[Candidate]:
     """Return the best weights of each of the best `count` checkpoints, which are scored again at full protocol.
 
-    There is one per checkpoint, because the decays of one checkpoint are almost the same network. Only those later than step `after`
-    count: a checkpoint guides none but later ones.
+    There is one per checkpoint, because the decays of one checkpoint are almost the same network. Only checkpoints after step `after`
+    count: one that guides can guide only later ones.
     """
     best_of_step: dict[int, Candidate] = {}
     for candidate in (each for each in ranked_candidates(history) if each.step > after):

@@ -4,9 +4,9 @@ The history is `<run>/nightly/history.json`. Each night has the parameters by wh
 (`History.until`). The order of the nights is what counts: a missing night changes nothing, and a second check on one day is one more
 score. A check that is tried again replaces its own night.
 
-Only scores of one protocol are compared. Each checkpoint of a run has its own nights and its own baseline, so a check of another one, once
-or every night, changes nothing; where a model's alias moves within a run, a baseline begins. A night whose protocol differs in anything
-else from that of the night before begins a new baseline; so does a level that a person accepts (`accept`). Nothing else does.
+Only scores of one protocol are compared. Each checkpoint of a run has its own nights and its own baseline. So a check of one checkpoint
+changes nothing for another, and a baseline begins when a model's alias moves within a run. Within the nights of a checkpoint, a changed
+protocol begins a new baseline; so does a level that a person accepts (`accept`). Nothing else does.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Night:
         at: Time of the evaluation, UTC.
         distance: The score; None if it is not finite.
         standard_error: Over the draw of samples, by the jackknife; None if unknown.
-        excess: By how much its square is too large (`intervals.jackknife_excess`); None if unknown, as of scores of earlier versions.
+        excess: Amount by which the squared error is too large (`intervals.jackknife_excess`); None if unknown, as in earlier versions.
         redrawn: The scores from new noise, if the first one was suspicious.
         protocol: What a comparable score has in common with this one; None for scores of earlier versions, which did not record it.
         versions: Packages and device. They are no part of the protocol: a library that makes the model worse has to be found.
@@ -103,7 +103,7 @@ class History:
     def checkpoints(self) -> tuple[str, ...]:
         """The name of each night's checkpoint, as `checkpoint_name` gives it.
 
-        A night of an earlier version names none. It is of the first checkpoint that a night names; empty where none does.
+        Nights of an earlier version name none. They count as nights of the first checkpoint that is named; "" if none is.
         """
         names = [str((night.protocol or {}).get("checkpoint", "")) for night in self.nights]
         first = next(filter(None, names), "")
@@ -276,9 +276,9 @@ def read_history(run_uri: str) -> History | None:
 
 
 def update_history(run_uri: str, change: Callable[[History | None], History]) -> History:
-    """Replace a run's history by what `change` makes of it, None if there is none yet, and return that.
+    """Replace a run's history by the result of `change`, and return it. `change` gets the stored history, None if there is none yet.
 
-    Checks of two schedules may end at the same time: each changes what the one before has written, so `change` may be called again.
+    Checks of two schedules may end at the same time. Then `change` is called again, with the history that the other check has written.
     """
     uri = storage.join(run_uri, HISTORY)
     changed = History()

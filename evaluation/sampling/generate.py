@@ -131,8 +131,8 @@ def with_evaluations(sampling: SamplingConfig, evaluations: int | None) -> Sampl
 def require_guide(sampling: SamplingConfig, members: Mapping[str, Experiment]) -> None:
     """Refuse a guide that is not an earlier checkpoint of the run, and the model itself as its guide unless it has label dropout.
 
-    `members` are as in `TrainedModel`. Each member of an ensemble has to know images without a label, as it is asked for them at its
-    timesteps; an earlier checkpoint guides at all timesteps, and is one of the middle member's run.
+    `members` are as in `TrainedModel`. If an ensemble guides itself, each member needs label dropout, because each draws without a label at
+    its own timesteps. An earlier checkpoint guides at all timesteps; it is one of the middle member's run.
     """
     if sampling.guidance_scale == 1.0:
         return

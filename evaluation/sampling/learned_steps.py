@@ -95,8 +95,7 @@ def learn_and_store(
 def learn_steps(model: TrainedModel, count: int, *, num_images: int = 64, seed: int = 0, batch_size: int = 0) -> LearnedSteps:
     """Choose `count` timesteps on the images that a model draws itself, by some 200 evaluations an image; refuse an upsampler.
 
-    A `batch_size` of 0 takes what suits the device. It changes the errors by rounding, so the choice only between steps that are equal
-    but for rounding.
+    A `batch_size` of 0 takes what suits the device. It changes the errors only by rounding, and the choice only where two are that close.
     """
     count_timesteps(f"learned:{count}", model.experiment.diffusion.num_timesteps)
     if model.low_res_size is not None:
@@ -127,8 +126,8 @@ def learn_steps(model: TrainedModel, count: int, *, num_images: int = 64, seed: 
 def step_errors(model: TrainedModel, fine: Sequence[int], indices: Tensor, seed: int, batches: Batches) -> Float64[Tensor, "points points"]:
     """Return the error of one DDIM step between any two points of the fine path.
 
-    Entry [i, j] is the root mean square distance of the step from point i to point j > i. Points count from the noise; the last one is
-    the image, one more than `fine` has timesteps.
+    Entry [i, j] is the root mean square distance from point j > i to the end of the step that starts at point i; it is infinite for
+    j <= i. Points count from the noise. The last one is the image, so there is one more than `fine` has timesteps.
     """
     squares = torch.full((len(fine) + 1, len(fine) + 1), float("inf")).tril()
 
@@ -191,10 +190,7 @@ def _draw(model: TrainedModel, timesteps: Sequence[int], indices: Tensor, seed: 
 
 
 def file_of_model(model: TrainedModel, directory: str, ending: str) -> str:
-    """Return a file beside the checkpoints of a model. A model that is trained again, or whose address changes, has another.
-
-    So has an ensemble with a member that is trained again.
-    """
+    """Return a file beside the checkpoints of a model. A model that is trained again or moved has another, and so has its ensemble."""
     digests = " ".join(checkpoint_digest(uri) for uri in model.members)
     key = hashlib.sha256(f"{digests} {model.description}".encode()).hexdigest()[:12]
     return storage.join(run_uri_of(model.checkpoint_uri), directory, f"step={model.step:08d}-{key}{ending}.json")

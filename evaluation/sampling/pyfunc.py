@@ -41,9 +41,9 @@ class Sampler:
         Raises:
             UserError: A value does not suit the model.
         """
-        images = []
         if not len(model_input):
             raise UserError("the table has no row; give one for each seed")
+        images = []
         for row in model_input.astype(object).where(model_input.notna(), None).to_dict("records"):
             given = {name: _whole(name, value) for name, value in row.items() if value is not None}
             if "seed" not in given or not set(given) <= {"seed", "num_images", "label", "evaluations"}:

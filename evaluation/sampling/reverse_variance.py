@@ -5,9 +5,9 @@ estimate serves every spacing. There are two of them:
 
 - "optimal": the error itself, |x_0 - x_0_theta(x_t)|^2 / d, which counts the network's own error too (Bao et al. 2022, "Estimating the
   optimal covariance with imperfect mean in diffusion probabilistic models").
-- "analytic": (1 - alpha_bar) / alpha_bar (1 - E|eps_theta(x_t)|^2 / d), which is the same for a perfect network, kept within the bounds
-  that data in [-1, 1] has (Bao et al. 2022, "Analytic-DPM", theorems 1 and 2). Where alpha_bar is tiny, a small error of the network
-  decides the sign. So the estimate is not let fall as the noise grows: the error of a perfect network does not fall either.
+- "analytic": (1 - alpha_bar) / alpha_bar (1 - E|eps_theta(x_t)|^2 / d), which is the same for a perfect network, clamped to the bounds
+  for data in [-1, 1] (Bao et al. 2022, "Analytic-DPM", theorems 1 and 2). Where alpha_bar is tiny, a small error of the network decides
+  the sign. So the estimate is made monotonic: the error of a perfect network does not fall as the noise grows.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def x_0_errors_for(sampling: SamplingConfig, model: TrainedModel, *, batch_size:
 
 
 def estimate_digest(sampling: SamplingConfig, model: TrainedModel) -> str | None:
-    """Return a digest of the estimate that `x_0_errors_for` reads, or None if it reads none: a later estimate has the same address."""
+    """Return a digest of the estimate that `x_0_errors_for` reads, None if it reads none. A later estimate would have the same address."""
     if sampling.variance == "model":
         return None
     stored = find_or_estimate(model)

@@ -120,9 +120,9 @@ def plan_samples(
 ) -> SamplePlan:
     """Check a draw of images against the model, and plan it.
 
-    `spec` is the address of `model`, which is loaded: on a fast device if `may_be_estimated`. `data_uri` is the data set, empty if it is
-    not known: an upsampler without `low_res_uri` enlarges its training images, downsampled, and variances are estimated on them. A
-    `batch_size` of 0 takes the default for this image size. The rest is as in `SamplePlan`.
+    `spec` is the address of `model`. If `may_be_estimated`, load the model on a fast device. `data_uri` is the data set, empty if unknown:
+    variances are estimated on its training images, and an upsampler without `low_res_uri` enlarges them, downsampled. A `batch_size` of
+    0 takes the default for this image size. The rest is as in `SamplePlan`.
 
     Raises:
         UserError: As `require_draw`.

@@ -24,7 +24,7 @@ from training.shapes import Float32, Int64
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedModel:
-    """A network that is ready to be evaluated. For an ensemble, all but `network`, `description` and `ends` are its middle member's.
+    """A network that is ready to be evaluated. For an ensemble, all but `network`, `description` and `ends` are the middle member's.
 
     Attributes:
         weights: "ema_0.9999" and the like, or "model".
@@ -120,7 +120,7 @@ class ModelSpec:
 
 
 def checkpoint_digest(checkpoint_uri: str) -> str:
-    """Return a digest that differs between two checkpoints of the same step: a run that is trained again overwrites the first."""
+    """Return a digest of a checkpoint. It tells two checkpoints at one address apart: a run that is trained again overwrites the first."""
     return hashlib.sha256(storage.read_bytes(storage.join(checkpoint_uri, checkpoint.COMPLETE))).hexdigest()
 
 

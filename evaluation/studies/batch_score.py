@@ -179,7 +179,7 @@ def _compute_reference(uri: str, network: FeatureExtractor, metrics: frozenset[s
 
 
 def _read_reference(uri: str, network: ExtractorId | FeatureExtractor, batch_shape: Sequence[int] = ()) -> tuple[ReferenceStatistics, str]:
-    """Return the statistics of a file, and their origin in words; refuse those of other images than a batch of this shape has."""
+    """Return the statistics of a file, and their origin in words; refuse statistics of images of another shape."""
     reference = load_reference(uri)
     if reference.provenance is None:
         assumed = f"does not record the images, network and resize of its statistics; they are assumed to be of {network.name}"

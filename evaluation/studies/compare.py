@@ -62,9 +62,9 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A model in a comparison. Its differences are to the first model, which has none; bits/dim may not be computed.
+    """A model in a comparison, with its differences to the first model.
 
-    There is no difference of numbers that are not finite.
+    A difference is None for the first model, where a number is not finite, and where no bits/dim are computed.
 
     Attributes:
         metric_differences: Those of further metrics by name, as far as noise is shared (`evaluation.distances.paired`).
@@ -139,7 +139,7 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
                 name=name,
                 result=result,
                 distance_difference=None if base is None else _if_finite(distance_difference(result, base)),
-                likelihood_difference=None if base is None else _if_finite(_likelihood_difference(base, result)),
+                likelihood_difference=None if base is None else _if_finite(_likelihood_difference(result, base)),
                 metric_differences={} if base is None else metric_differences(result, base),
                 history=read_comparable(run_uri_of(spec.checkpoint_uri), model.experiment.evaluation),
             )
@@ -156,9 +156,9 @@ def _describe(model: TrainedModel) -> Described:
 
 
 def short_names(models: Sequence[Described | TrainedModel]) -> list[str]:
-    """Name each model by those of preset, step and weights that differ, and by the fewest fields of the experiment that tell them apart.
+    """Name each model by its preset, step and weights, as far as they differ; then by fields of the experiment until names are unique.
 
-    Equal models get a number too.
+    The field that tells most models apart comes first. Models that no field tells apart get a number.
     """
     parts = [(model.experiment.name, f"step {model.step:,}", model.weights) for model in models]
     differing = [number for number in range(3) if len({part[number] for part in parts}) > 1]
@@ -242,16 +242,17 @@ def _key(spec: ModelSpec, options: EvaluationOptions) -> str:
 
 
 def _if_finite(difference: Difference | None) -> Difference | None:
-    return None if difference is None or math.isnan(difference.value) else difference
+    return difference if difference is not None and math.isfinite(difference.value) else None
 
 
-def _likelihood_difference(first: EvaluationResult, second: EvaluationResult) -> Difference | None:
-    if first.likelihood is None or second.likelihood is None:
+def _likelihood_difference(result: EvaluationResult, other: EvaluationResult) -> Difference | None:
+    """Return the bits/dim of `result` minus those of `other`, image by image; None without bits/dim."""
+    if result.likelihood is None or other.likelihood is None:
         return None
-    ours, theirs = (npz.read_arrays(result.likelihood["per_image_uri"]) for result in (first, second) if result.likelihood)
+    ours, theirs = (npz.read_arrays(likelihood["per_image_uri"]) for likelihood in (result.likelihood, other.likelihood))
     if ours["index"].tolist() != theirs["index"].tolist():
         raise UserError("the bits/dim are of different images; delete the comparison's results (compare-*.json) and compare again")
-    difference = torch.from_numpy(theirs["bits_per_dim"] - ours["bits_per_dim"])
+    difference = torch.from_numpy(ours["bits_per_dim"] - theirs["bits_per_dim"])
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else None
     return Difference(
         value=float(difference.mean()), standard_error=error, degrees_of_freedom=max(len(difference) - 1, 1), num_images=len(difference)

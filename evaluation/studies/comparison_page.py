@@ -61,7 +61,7 @@ def as_study(comparison: Comparison) -> Study:
 
 
 def _field_table(comparison: Comparison) -> list[list[str]]:
-    """Return the fields that differ as a table with headers, turned so that it is the narrower one. Empty without any.
+    """Return the fields that differ as a table with headers; empty if none differs. A row is a field or a model, whichever is narrower.
 
     The presets' names are left out: where they differ, they are part of the models' names.
     """
@@ -132,7 +132,7 @@ def _unpaired(comparison: Comparison) -> list[str]:
 
 
 def _for_terminal(tables: Sequence[list[list[str]]], num_first: int) -> list[list[list[str]]]:
-    """Return the first judged tables and the unjudged one as one table, and each further metric as one of its own, which is wide enough."""
+    """Join the first judged tables and the unjudged one into one table. Each further judged metric keeps its own: it is wide already."""
     judged = [table for table in tables if table[0][-1] == _VERDICT]
     unjudged = [table for table in tables if table not in judged]
     return [_in_one_table([*judged[:num_first], *unjudged]), *(_in_one_table([table]) for table in judged[num_first:])]
@@ -154,7 +154,7 @@ def _sentence(difference: str, probability: str, verdict: str) -> str:
 
 
 def _judged(differences: Sequence[Difference | None]) -> list[list[str]]:
-    """Return three cells for each: the difference with its interval, the probability, the verdict among all of them."""
+    """Return three cells for each model: the difference with its interval, the probability, and the verdict among all differences."""
     known = [each for each in differences if each is not None]
     together = iter(judge_together(known))
     cells = []
@@ -163,7 +163,7 @@ def _judged(differences: Sequence[Difference | None]) -> list[list[str]]:
             cells.append([NONE] * 3)
             continue
         verdict, probability = next(together), each.probability_better
-        if probability is None:  # the error is unknown, or 0 as that of the coverage of a few samples can be
+        if probability is None:  # the error is unknown or 0; the coverage of a few samples may have an error of 0
             cells.append([each.value_and_interval, NONE, NONE])
             continue
         words = each.finding if verdict == each.verdict else f"{each.verdict} by itself, {verdict} among {len(known)}"

@@ -113,7 +113,7 @@ def stored_averages(run_uri: str, decays: Sequence[float], steps: Sequence[int] 
 
 
 def _steps(run_uri: str, decays: Sequence[float], steps: Sequence[int]) -> list[int]:
-    """Return the steps of a sweep: the given ones, or the latest; refuse decays that are none, and a run without averages."""
+    """Return the steps of a sweep: the given ones, or the latest. Refuse decays outside (0, 1), and a run without averages."""
     if not decays or not all(0 < decay < 1 for decay in decays):
         raise UserError(f"decays are numbers between 0 and 1, such as 0.99,0.999; got {list(decays)}")
     stored, snapshots = checkpoint.steps(run_uri), [snapshot.step for snapshot in averages.snapshots(run_uri)]

@@ -1,7 +1,7 @@
 """Replay of early stopping: the choice by the scores beside training, the choice by full scoring, and the cost of both.
 
-A cost is a number of network evaluations (images times sampling steps), which is the same on any machine. At the paper's protocol one
-score beside training takes 10,000 images x 20 steps, a full one 50,000 x 250: 62.5 times more.
+A cost is a number of network evaluations (images times sampling steps), so it is the same on any machine. At the paper's protocol one
+score beside training takes 10,000 images x 20 steps. A full score takes 50,000 x 250, which is 62.5 times as many.
 """
 
 from __future__ import annotations

@@ -12,13 +12,13 @@ _INTERRUPTED = 130
 def main() -> None:
     """Run the command of this process, as `pipelines.cli.main.main` does."""
     handler = signal.getsignal(signal.SIGINT)
-    if handler is signal.default_int_handler:  # else Ctrl-C is ignored, as in the background of a script
-        # An exception could be lost in a callback of the import system, or become another one in a library.
+    if handler is signal.default_int_handler:  # a script's background commands ignore Ctrl-C, and that stays so
+        # KeyboardInterrupt could be lost in a callback of the import system, or become another exception in a library.
         signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
     from pipelines.cli.main import main as run
 
     try:
         signal.signal(signal.SIGINT, handler)
         run()
-    except KeyboardInterrupt:  # before typer, which ends a command that has begun
+    except KeyboardInterrupt:  # it came before typer, which handles it once a command has begun
         sys.exit(_INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The help of a command as plain text, which wraps: typer's boxes cut names and examples short where a terminal is narrow, or a pipe."""
+"""The help of a command as plain text. It wraps, where typer's boxes cut names and examples short on a narrow terminal or in a pipe."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ class Command(TyperCommand):
     """A command whose help is plain text."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what typer gives, but for its markup."""
+        """Take typer's arguments without its markup."""
         super().__init__(*args, **{**kwargs, "rich_markup_mode": None})

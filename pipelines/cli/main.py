@@ -112,7 +112,7 @@ def _one_line(error: Exception) -> str:
     module = type(error).__module__.split(".")[0]
     if isinstance(error, ValueError) or module in _PACKAGES:
         return message
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of standard output, or of a scratch file
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # in standard output, or in a scratch file
         return f"{error.filename or 'a file of this command'}: the disk is full; free some space there or in {tempfile.gettempdir()}"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"  # a user's path

@@ -217,13 +217,13 @@ def _check(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
 
 
 def require_possible_here(arguments: Mapping[str, Any]) -> None:
-    """Refuse, for a run on this machine, an image, which it would ignore, and GPUs that the machine does not have.
+    """Refuse arguments that a run on this machine could not follow.
 
     Args:
         arguments: As `arguments_of` returns them. A stage whose Ray cluster is elsewhere may have any GPUs.
 
     Raises:
-        UserError: As said above, or a stage's resources do not fit.
+        UserError: They name an image, which this machine would not use, or GPUs that it does not have; or resources do not fit.
     """
     if "image" in arguments:
         raise ArgumentsError(f"--param image={arguments['image']}: a run on this machine uses no image; leave it out")
@@ -282,7 +282,7 @@ def local_resources(
             if path in paths:
                 raise ArgumentsError(f"{option} and --resources {path} mean the same; give one")
             words.append(f"{path}={value}")
-    if num_workers:  # no pod is made, whose memory would limit the number
+    if num_workers:  # there is no pod, so its memory must not limit the number
         words += [f"{stage}.memory={num_workers + 1}Gi" for stage in stages if f"{stage}.memory" not in paths]
     arguments: dict[str, Any] = {}
     for word in _profiles_first(words):
@@ -314,12 +314,12 @@ def change_for_retry(
         pipeline: The pipeline as it is now.
         given: The arguments that the run was given.
         defaults: The defaults of the version that it ran.
-        image: Another image; empty keeps the run's. With one, the run's defaults are given too, as those of now may differ.
+        image: Another image; empty keeps the run's. With another image, `defaults` are given explicitly, as today's may differ.
         resources: As in `arguments_of`.
-        force_from: The step from which finished work is done again; empty does none again, also where the run did.
+        force_from: The step from which finished work is done again; empty does none again, even if the run did.
 
     Raises:
-        UserError: A change does not fit, or the pipeline of now has no longer a parameter that the run was given.
+        UserError: A change does not fit, or the pipeline no longer has a parameter that the run was given.
     """
     require_force_from(force_from)
     if force_from and FORCE_FROM not in (pipeline.parameters if image else defaults):
@@ -452,7 +452,7 @@ def _stages(pipeline: CompiledPipeline) -> list[str]:
 
 
 def _profiles_first(words: Sequence[str]) -> list[str]:
-    """Return the words of --resources with profiles before fields, which change them; refuse a second one of the same."""
+    """Return the words of --resources, profiles first: fields change a profile. Refuse a stage or field that is given twice."""
     paths = [word.partition("=")[0] for word in words]
     if doubled := [path for path in paths if paths.count(path) > 1]:
         raise ArgumentsError(f"--resources {doubled[0]} is given twice")
@@ -475,7 +475,7 @@ def _change_resources(pipeline: CompiledPipeline, arguments: dict[str, Any], wor
 
 
 def _plain(path: str, field: str, text: str) -> Any:
-    """Return the value of a field that is written as JSON, or as bare text. What is text anyway stays as it is written: 2.20 is not 2.2."""
+    """Return a field's value, written as JSON or as bare text. A map's entry is text even if it looks like a number: 2.20 stays 2.20."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -128,7 +128,7 @@ def _normalized(address: str) -> str:
     bare = address.strip().rpartition("://")[2]
     if contains_password(address):  # first of all: the messages below show the address
         raise UserError(f"the endpoint must not contain a password; give a token by --token-file or {TOKEN_VARIABLE}")
-    # Not every password is recognised in a malformed address. So one with an @ is not shown, nor an error, which quotes it.
+    # Not every password is recognised in a malformed address. So an address with an @ is not shown, and no error that quotes it.
     is_shown = "@" not in address
     shown = f"the endpoint {address!r}" if is_shown else "the endpoint"
     usual = "write it like https://kfp.example.com"

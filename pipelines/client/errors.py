@@ -1,4 +1,4 @@
-"""Errors of KFP's API and of the connection to it, in one line each: whatever asks KFP raises `KfpError` where it refuses or is away."""
+"""Errors of KFP's API and of the connection to it, in one line each: a request raises `KfpError` if KFP refuses or does not answer."""
 
 from __future__ import annotations
 

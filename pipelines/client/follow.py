@@ -58,7 +58,7 @@ class Polling:
         outage_seconds: Time for which the server may give no answer.
         token_seconds: Time for which it may refuse the token of a file, which a login helper may be about to renew.
             Without such a file a refusal is final.
-        silence_seconds: Time for which it may know of no task; then it is said where the reason may be.
+        silence_seconds: Time for which it may know of no task; after it a line says where to look for the reason.
     """
 
     interval_seconds: float = 5.0

@@ -101,15 +101,14 @@ class Kfp:
 
     @property
     def can_read_pods(self) -> bool:
-        """True if the log of a pod that runs can surely be read; else only if the address is that of the UI."""
+        """True if the log of a running pod can be read. False if that depends on the address: the UI reads pods, the bare API does not."""
         return self.multi_user or self._forward is not None
 
     def pod_log(self, run_id: str, pod: str) -> str:
         """Return the log of a step's pod; empty if it is gone.
 
-        A server of a single user looks for pods in no namespace, so it can't read them. It has the logs that Argo archived, which it finds
-        only where the Workflow is not compressed, as that of a sweep is. The UI reads pods. Through a port-forward there is no UI, but
-        kubectl.
+        The API of a single-user server can't read pods, as it looks for them in no namespace. It has the logs that Argo archived, but
+        can't find them if the Workflow is compressed, as a sweep's is. The UI reads pods. With a port-forward, kubectl does.
         """
         if self._forward is not None and (log := self._forward.pod_log(self.namespace or self._kfp_namespace, pod)):
             return log

@@ -1,9 +1,10 @@
-"""The logs of a run's steps: of one that has ended as it was stored in the directory of the pipeline's run, of others from their pods.
+"""The logs of a run's steps.
 
-Where neither is there, as with a pod that was deleted, it is the copy that KFP's launcher keeps in S3.
+The log of a step that has ended is stored in the directory of the pipeline's run. The log of another step is read from its pod. If neither
+is there, as when a pod was deleted, the copy that KFP's launcher keeps in S3 is read.
 
-The log of a training on a Ray cluster is in its step's log, as the step follows the driver; those of its workers are in the run's
-directory, see `pipelines.client.stored_logs`.
+The log of a training on a Ray cluster is in its step's log, because the step follows the driver. The logs of its workers are in the run's
+directory (`pipelines.client.stored_logs`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def show_logs(
     err: Callable[[str], None],
     polling: Polling = DEFAULT_POLLING,
 ) -> None:
-    """Print the logs of a run's steps, each try once; each line after its step's name if there are several. Of KFP's drivers only errors.
+    """Print the logs of a run's steps, each try once. With several steps, a line begins with its step. KFP's drivers show only errors.
 
     Args:
         step: The step, like "train"; of a step in a loop all of its items, or one, like "train-trial (2)". Empty takes all steps.
@@ -81,7 +82,7 @@ def show_logs(
                 err(f"--- {attempt.step}, pod {attempt.pod}" + ("" if lines else f": {reason}"))
             for line in lines[num_shown.get(attempt.pod, 0) :]:
                 out(line if is_plain else f"{attempt.step}: {line}")
-            num_shown[attempt.pod] = max(len(lines), num_shown.get(attempt.pod, 0))  # a server that fails shows nothing for once
+            num_shown[attempt.pod] = max(len(lines), num_shown.get(attempt.pod, 0))  # a server that fails shows no line this time
             complete |= {attempt.pod} if is_over else set()
         for attempt in refused:
             if attempt.pod not in complete:
@@ -101,10 +102,10 @@ def _directory(workflow: Mapping[str, Any], run_id: str) -> str:
 
 def _reason(kfp: Kfp, directory: str, *, is_over: bool, can_read: bool) -> str:
     """Say why there is no log of a step."""
+    if not is_over and kfp.can_read_pods:
+        return "no log yet"
     if not is_over:
-        return "no log yet" + (
-            "" if kfp.can_read_pods else "; if none comes, give --port-forward or the UI's address: KFP's API reads no pod"
-        )
+        return "no log yet; if none comes, give --port-forward or the UI's address: KFP's API reads no pod"
     if can_read:
         return "its log is gone"
     return f"its pod is gone, and {directory} can't be read from here; with credentials for S3, iddpm logs {directory} shows its log"

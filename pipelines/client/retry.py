@@ -52,7 +52,7 @@ def retry(kfp: Kfp, run_id: str, *, image: str = "", resources: Sequence[str] = 
     old = _version(kfp, run)
     spec = (old.pipeline_spec if old is not None else None) or {}
     spec = spec.get("pipeline_spec", spec)
-    # Who uploads a pipeline in the UI chooses its name on the server, so only the specification tells whose it is.
+    # A pipeline that was uploaded in the UI may have any name on the server. Only the specification has ours.
     name = str(spec.get("pipelineInfo", {}).get("name", ""))
     ours = [f"{_PREFIX}{each}" for each in PIPELINES]
     if old is None and PipelineNames(kfp).find(run) in ours:
@@ -66,13 +66,12 @@ def retry(kfp: Kfp, run_id: str, *, image: str = "", resources: Sequence[str] = 
     parameters = spec.get("root", {}).get("inputDefinitions", {}).get("parameters", {})
     defaults = {key: each["defaultValue"] for key, each in parameters.items() if "defaultValue" in each}
     arguments = change_for_retry(pipeline, given, defaults, image=image, resources=resources, force_from=force_from)
-    version = (
-        upload(kfp, pipeline)
-        if image
-        else Version(
+    if image:
+        version = upload(kfp, pipeline)
+    else:
+        version = Version(
             pipeline_id=reference.pipeline_id, version_id=reference.pipeline_version_id, name=old.display_name or old.name, is_new=False
         )
-    )
     number = _RETRY.search(run.display_name)
     run_name = f"{_RETRY.sub('', run.display_name)} (retry {int(number[1]) + 1 if number else 1})"
     experiment = kfp.client.get_experiment(experiment_id=run.experiment_id)

@@ -19,7 +19,7 @@ def format_state(state: str | None) -> str:
 
 
 def was_cancelled(run: Any) -> bool:
-    """Return True if somebody ended the run: KFP 2.17 then shows it as CANCELING, and in the end as FAILED."""
+    """Return True if somebody ended the run. KFP 2.17 shows such a run as CANCELING at first, and as FAILED at its end."""
     states = [change.state for change in run.state_history or ()]
     return run.state == "CANCELED" or (run.state == "FAILED" and "CANCELING" in states)
 

@@ -30,7 +30,7 @@ NIGHTLY = "0 0 2 * * *"
 MAX_CONCURRENCY = 10
 """KFP's limit."""
 _CLOCKS_DIFFER = timedelta(minutes=10)
-"""A run seems to be at most so much older than its schedule: Kubernetes dates the run, and KFP's server the schedule."""
+"""Largest difference of two clocks: Kubernetes dates a run, and KFP's server dates its schedule."""
 _DIGEST = re.compile(r"iddpm schedule, state ([0-9a-f]{12})")
 
 
@@ -111,7 +111,7 @@ def apply(kfp: Kfp, pipeline: CompiledPipeline, spec: ScheduleSpec, *, create_ex
         if current is None:
             raise KfpError(f"KFP created schedule {spec.name!r} and does not list it; look with 'iddpm schedule list'")
     others = [each for each in existing if each.recurring_run_id != current.recurring_run_id and _digest(each) is not None]
-    if outcome == "unchanged":  # what an earlier command could not delete; otherwise they were looked at before the new one was made
+    if outcome == "unchanged":  # these remain of an earlier command; otherwise they were checked before the new one was created
         _refuse_while_runs_go_on(kfp, others)
     for each in others:
         _delete(kfp, each.recurring_run_id)

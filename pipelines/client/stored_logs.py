@@ -39,10 +39,10 @@ _Found = tuple[str, StoredLog]
 
 
 def find_directories(run: str, *, by_pipeline: bool) -> list[str]:
-    """Return the directories of the trainings that a word names, and before each that of the pipeline's run which worked on it last.
+    """Return the directories of the trainings that a word names, each after the directory of the pipeline's run that worked on it last.
 
-    Of a pipeline's run without a training they are its own, and that of its ablation or tuning. Its storage root is searched for among the
-    default and those of the runs that MLflow had last.
+    For a pipeline's run without a training, they are the run's own directory and that of its ablation or tuning. The storage root may be
+    the default one, or that of one of the latest runs in MLflow; all of them are searched.
 
     Args:
         run: A directory, also of a data set, a run key or its ten digits, or the id of a pipeline's run.
@@ -85,7 +85,7 @@ def _without_training(pipeline_run_id: str) -> list[str]:
     for directory in dict.fromkeys([*(pipeline_directory(root, pipeline_run_id) for root in roots), *uris]):
         try:
             found += [directory] if list_logs(directory) else []
-        except storage.StorageError as error:  # as of a bucket that was deleted, but whose runs MLflow still has
+        except storage.StorageError as error:  # MLflow may still have runs of a bucket that was deleted
             errors.append(error)
     if not found:
         # A preparation that failed left no training behind, and its log with the data set.
@@ -110,7 +110,7 @@ def show_stored_logs(
     err: Callable[[str], None],
     pause_seconds: float = _PAUSE_SECONDS,
 ) -> None:
-    """Print the logs of the preparation of the trainings' data sets, and those in the directories, in the order in which they began.
+    """Print the logs in the directories, and of the preparation of the trainings' data sets, in the order in which they began.
 
     Args:
         directories: The directories of trainings, of runs of pipelines, or of a data set.
@@ -147,7 +147,7 @@ def show_stored_logs(
                 if key not in shown and lines:
                     err(f"--- {log.step}, {log.source}, began {datetime.strptime(log.began, '%Y%m%dT%H%M%S'):%Y-%m-%d %H:%M:%S} UTC")
                     shown[key] = (0, 0)
-                if part.number > number + (number > 0 or line > 0):
+                if part.number > number + 1:
                     err(f"--- {part.number - number - 1} MiB of it are left out here")
                 for text in lines[line if part.number == number else 0 :]:
                     out(text)

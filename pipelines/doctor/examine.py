@@ -1,6 +1,6 @@
 """Check that a cluster has everything that a run needs, and that it can be reached from here.
 
-`CHECKS` is the list of what is asked about a cluster. Without a kubeconfig that is one failure, and the services are tested all the same.
+`CHECKS` is the list of checks of a cluster. A missing kubeconfig is a single failure; KFP, the bucket and MLflow are tested all the same.
 """
 
 from __future__ import annotations

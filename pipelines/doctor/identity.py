@@ -27,8 +27,8 @@ _IDENTITIES = (
     frozenset({"AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"}),
     frozenset({"AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"}),
 )
-"""Variables of an identity that boto3 takes: those of IRSA, and of EKS Pod Identity. Those that Google's and Azure's platforms give do not
-reach S3; a webhook for Amazon's roles on their clusters sets the ones of IRSA."""
+"""Variables of an identity that boto3 takes: those of IRSA, and those of EKS Pod Identity. An identity of Google's or Azure's platform does
+not reach S3. On their clusters a webhook for Amazon's roles sets the variables of IRSA."""
 _SECONDS = 60
 
 
@@ -42,7 +42,7 @@ def check_identity(scope: Scope) -> Iterator[Finding]:
         return
     ray = {resources.rayjob.service_account for resources in scope.resources.values()}
     found = {account: cluster.get(_path(cluster, "serviceaccounts", account)) for account in sorted({scope.account, *ray, *_ACCOUNTS})}
-    # A missing account is said by another check.
+    # Another check reports a missing account.
     roles = {
         account: _EKS_ROLE in (answer.body.get("metadata", {}).get("annotations") or {})
         for account, answer in found.items()
@@ -64,7 +64,7 @@ def check_identity(scope: Scope) -> Iterator[Finding]:
 
 
 def _check_launcher(cluster: ClusterApi) -> Iterator[Finding]:
-    """Check that the Secret is there from which KFP's launcher takes the keys of artifacts, where its settings name one."""
+    """Check the Secret from which KFP's launcher takes the keys of artifacts, if its settings name one."""
     providers = (cluster.get(_path(cluster, "configmaps", _LAUNCHER)).body.get("data") or {}).get("providers")
     try:
         credentials = yaml.safe_load(providers or "")["s3"]["default"]["credentials"]

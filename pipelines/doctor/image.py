@@ -95,7 +95,7 @@ def _check_in_pod(cluster: ClusterApi, reference: str, account: str) -> Finding:
 
 
 def _check_pod(subject: str, pod: Any, seconds: float) -> Finding | None:
-    """Judge the image by a pod's status; None while it is undecided, as only the end of its command tells that it can run."""
+    """Judge the image by a pod's status; None while it is undecided. Only the end of the pod's command shows that the image runs."""
     status = pod.get("status", {})
     state: dict[str, Any] = next((each.get("state", {}) for each in status.get("containerStatuses", [])), {})
     node = pod.get("spec", {}).get("nodeName", "a node")

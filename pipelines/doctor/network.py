@@ -22,15 +22,15 @@ _MLFLOW = {"app.kubernetes.io/name": "mlflow"}
 def check_s3_port(scope: Scope) -> Iterator[Finding]:
     """Check that policies admit the port of an S3 outside the cluster, for Ray's pods and MLflow.
 
-    Inside the cluster a Service may give its pods another port, and policies name that of the pods, so nothing is said. Policies that
-    can't be read, and those of kinds that only one plugin knows, are left out.
+    Nothing is said of an S3 inside the cluster: policies name the port of its pods, and the port of its Service may be another. Policies
+    that can't be read are left out, and so are kinds that only one plugin knows.
     """
     endpoint = scope.environment.get("AWS_ENDPOINT_URL", "")
     try:
         split = urlsplit(endpoint)
         host, port = split.hostname or "", split.port or (80 if split.scheme == "http" else 443)
     except ValueError:
-        return  # the check of the bucket says that it is malformed
+        return  # the check of the bucket reports a malformed address
     if is_cluster_internal(endpoint) or not any(sign in host for sign in ".:"):
         return
     runs = scope.cluster.namespace
@@ -65,7 +65,7 @@ def _holds(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
 
 
 def _admits(rule: Mapping[str, Any], port: int) -> bool:
-    """True if a rule for egress admits a TCP port of an address outside the cluster: its selectors choose pods of the cluster alone."""
+    """True if a rule for egress admits a TCP port of an address outside the cluster. Selectors of pods admit none."""
     peers, ports = rule.get("to") or (), rule.get("ports") or ()
     return (not peers or any("ipBlock" in peer for peer in peers)) and (not ports or any(_includes(each, port) for each in ports))
 

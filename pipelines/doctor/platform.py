@@ -76,7 +76,7 @@ def check_services_pods(scope: Scope) -> Iterator[Finding]:
 
 
 def _obstacles(pod: Mapping[str, Any]) -> list[str]:
-    """Return why a pod does not serve, in Kubernetes' words. A pod that is going, or has ended, need not; that of a Job must only start."""
+    """Return why a pod does not serve, in Kubernetes' words. One that is going or has ended need not serve; a Job's pod must only start."""
     status = pod.get("status", {})
     if "deletionTimestamp" in pod["metadata"] or status.get("phase") in ("Succeeded", "Failed"):
         return []
@@ -97,7 +97,7 @@ def _words(condition: Mapping[str, Any]) -> str:
 
 
 def check_queues(scope: Scope) -> Iterator[Finding]:
-    """Check that the local queues that a run names exist; with a wrong one its pods would wait for the run's whole deadline."""
+    """Check that the local queues of a run exist. With a wrong one its pods would wait until the run's deadline."""
     wanted = {resources.queue for resources in scope.resources.values()} - {""}
     api = scope.cluster.get("/apis/kueue.x-k8s.io")
     if api.status == 404:
@@ -192,7 +192,7 @@ def check_rayjob_names(scope: Scope) -> Iterator[Finding]:
 
 
 def check_step_retries(scope: Scope) -> Iterator[Finding]:
-    """Check that Argo tries steps again whose pod was stopped, as `k8s/components/kfp/workflow-defaults.yaml` lets it."""
+    """Check that Argo retries a step whose pod was stopped; `k8s/components/kfp/workflow-defaults.yaml` sets that."""
     path = f"/api/v1/namespaces/{scope.connection.kfp_namespace}/configmaps/workflow-controller-configmap"
     answer = scope.cluster.get(path)
     if not answer.ok:
@@ -220,7 +220,7 @@ def check_kfp_settings(scope: Scope) -> Iterator[Finding]:
     pod = answer.body["spec"]["template"]["spec"]
     (server, *_) = pod["containers"]
     names = ("V2_DRIVER_IMAGE", "V2_LAUNCHER_IMAGE")
-    # What comes from a config map is not seen here, and a digest does not tell the release.
+    # A variable from a config map has no value here, and a digest does not tell the release.
     images = {each["name"]: each["value"] for each in server.get("env") or () if each["name"] in names and each.get("value")}
     release = _tag(server["image"])
     other = sorted(image for image in images.values() if release and _tag(image) not in ("", release))
@@ -269,7 +269,7 @@ def _labels(namespace: Response) -> dict[str, str]:
 
 
 def _has_sidecars(namespace: Response) -> bool:
-    """True if Istio injects its sidecars by a label of the namespace; that of a revision counts only without the other."""
+    """True if a label of the namespace makes Istio inject its sidecars. A revision's label counts only without `istio-injection`."""
     labels = _labels(namespace)
     return labels.get("istio-injection", "enabled" if labels.get("istio.io/rev") else "") == "enabled"
 

@@ -28,9 +28,9 @@ class EnvironmentSource:
     Attributes:
         kind: "secret" or "config map".
         name: Its name.
-        variables: Variable by key.
+        variables: Key -> variable.
         optional: True if a pod starts without it.
-        more: Variable by key, of keys that it may lack.
+        more: Key -> variable, for keys that it may lack.
     """
 
     kind: str

@@ -75,7 +75,7 @@ def _pods_of(resources: StageResources) -> list[_Pod]:
 
 
 def _tolerating(pod: _Pod) -> _Pod:
-    """Return the pod with what the admission plugin ExtendedResourceToleration adds: it tolerates the taints of the devices it asks for."""
+    """Return the pod as the admission plugin ExtendedResourceToleration changes it: it tolerates taints named after its devices."""
     devices = [name for name, value in pod.amounts.items() if name not in ("cpu", "memory") and value]
     return pod._replace(tolerations=[*pod.tolerations, *({"key": name, "operator": "Exists", "effect": "NoSchedule"} for name in devices)])
 

@@ -50,7 +50,7 @@ def reachable(address: str, *, port_forward: bool) -> Iterator[str]:
         split = urlsplit(address)
         host, port = split.hostname or "", split.port
     except ValueError as error:
-        shown = "its address" if "@" in address else f"{address} ({error})"  # what stands before an @ may be a password
+        shown = "its address" if "@" in address else f"{address} ({error})"  # the part before an @ may be a password
         raise UserError(f"{shown} is malformed: correct it in config map iddpm-services") from None
     match = _CLUSTER_HOST.fullmatch(host)
     if match is None or os.environ.get("KUBERNETES_SERVICE_HOST"):
@@ -174,7 +174,7 @@ def _pod_environment(environment: Mapping[str, str], endpoint: str) -> Iterator[
 
 
 def _test_mlflow(address: str, url: str, environment: Mapping[str, str]) -> Finding:
-    # MLflow checks the host name of a request, so the one that runs use is sent, whatever address is used from here.
+    # MLflow checks a request's host name, so this sends the one that runs use, even through a forwarded port.
     headers = {"Host": urlsplit(address).netloc}
     user, password = environment.get("MLFLOW_TRACKING_USERNAME", ""), environment.get("MLFLOW_TRACKING_PASSWORD", "")
     if user:
@@ -190,16 +190,15 @@ def _test_mlflow(address: str, url: str, environment: Mapping[str, str]) -> Find
         remedy = f"is it up ('kubectl -n iddpm get pods'), and can {address} be reached from here? ({cause})"
         return Finding(FAILURE, "mlflow", f"no answer from {address}", remedy)
     status, body = response.status, response.data.decode(errors="replace")
+    if status == 200 and _is_json(body):
+        if files.status == 500:  # one that keeps files elsewhere answers 404 or 503
+            message = f"{address} answers, but can't reach the storage of its files (500): runs would lack report and samples there"
+            remedy = "see its log; if it started before Secret iddpm-s3 was there: 'kubectl -n iddpm rollout restart deployment/mlflow'"
+            return Finding(FAILURE, "mlflow", message, remedy)
+        if refusal:
+            return Finding(WARNING, "mlflow", f"{version} at {address} answers runs, but {refusal[0]}", refusal[1])
+        return Finding(OK, "mlflow", f"{version} at {address}, under the name that runs use")
     if status == 200:
-        with contextlib.suppress(ValueError):
-            json.loads(body)
-            if files.status == 500:  # one that keeps files elsewhere answers 404 or 503
-                message = f"{address} answers, but can't reach the storage of its files (500): runs would lack report and samples there"
-                remedy = "see its log; if it started before Secret iddpm-s3 was there: 'kubectl -n iddpm rollout restart deployment/mlflow'"
-                return Finding(FAILURE, "mlflow", message, remedy)
-            if refusal:
-                return Finding(WARNING, "mlflow", f"{version} at {address} answers runs, but {refusal[0]}", refusal[1])
-            return Finding(OK, "mlflow", f"{version} at {address}, under the name that runs use")
         message, remedy = "answers with a web page, not as MLflow", "is it the log-in page of an ingress? Give the service's address"
     elif status == 401:
         message = "refuses the user and password of Secret iddpm-mlflow (401)" if user else "needs a user and password (401)"
@@ -211,6 +210,14 @@ def _test_mlflow(address: str, url: str, environment: Mapping[str, str]) -> Find
         message = f"answers {status}: {' '.join(body.split())[:120]}"
         remedy = "see its log: 'kubectl -n iddpm logs deployment/mlflow'"
     return Finding(FAILURE, "mlflow", f"{address} {message}", remedy)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _refusal_of_browsers(pool: urllib3.PoolManager, url: str, headers: Mapping[str, str], public: str) -> tuple[str, str] | None:

@@ -1,7 +1,7 @@
 """An ablation on this machine, by the functions of the pipeline's steps, with several trials at once.
 
-`iddpm run ablation` runs the pipeline itself. Here a process runs one trial after the other, and imports its libraries once, which saves
-most of the time at the tiny scale.
+`iddpm run ablation` runs the pipeline itself. Here each process runs several trials, and imports its libraries once. That saves most of the
+time at the tiny scale.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def run_ablation(
         UserError: The ablation is not valid, or its trials can't run like this.
     """
     from components.ablations.planning import list_data_sets, plan
-    from components.ablations.steps import measure_joint
+    from components.ablations.steps import measure_joint, reason
     from components.steps.mlflow_sync import call_at_end
     from pipelines.local.images import preparation
     from training.data.splits import prepare_experiment
@@ -101,19 +101,23 @@ def run_ablation(
         with call_at_end(functools.partial(_end_if_stopped, read_plan(uri).parent_run_id)):
             failed = _run_trials(items, root, resources, parallel_trials, time_left)
             if not failed or request.seeds > 1:
-                _catch(failed, "joint measurement", lambda: measure_joint(uri, dataclasses.asdict(resources["evaluate"])))
+                try:
+                    measure_joint(uri, dataclasses.asdict(resources["evaluate"]))
+                except Exception as error:  # named in the report
+                    failed["joint measurement"] = reason(error)
+                    say(f"joint measurement failed: {reason(error)}")
             folder = report_locally(request, services)
     return AblationResult(uri=uri, folder=folder, failed=failed, log_path=log_path)
 
 
 def _end_if_stopped(parent_run_id: str, status: Status) -> None:
-    """End an ablation's run in MLflow as KILLED or FAILED, and runs below it whose processes died; a report ends one that is finished."""
+    """End a stopped ablation's run in MLflow as KILLED or FAILED, and open runs below it. The report ends the run of a finished one."""
     from training.tracking.runs import TrackingError, attach, close_open_run, open_runs
     from training.tracking.tracked_run import PARENT_TAG
 
     if status == "FINISHED":
         return
-    with contextlib.suppress(TrackingError):  # MLflow is away: the same command opens the runs again, and ends them
+    with contextlib.suppress(TrackingError):  # without MLflow they stay open, until the same command runs again and ends them
         if attach(parent_run_id, check=False).finish(status, timeout_seconds=10.0):
             trials = open_runs(PARENT_TAG, parent_run_id)
             trainings = [run for trial in trials for run in open_runs(PARENT_TAG, trial.run_id)]
@@ -128,10 +132,10 @@ def estimate_time_left(requests: Sequence[AblationRequest], services: Services) 
 
 
 def report_locally(request: AblationRequest, services: Services, *, at_work: bool = False) -> Path:
-    """Write the report from the present records to storage, to MLflow and to the gallery's folder, which is returned.
+    """Write the report from the present records to storage, to MLflow and to a folder of the gallery, and return that folder.
 
     Args:
-        at_work: Whether another command may still work on the ablation; see `components.ablations.report.make_report`.
+        at_work: Another command may still work on the ablation; see `components.ablations.report.make_report`.
 
     Raises:
         UserError: Nothing was planned.
@@ -169,9 +173,7 @@ def gallery_folder(services: Services) -> Path:
 
 
 def choose_parallel_trials(parallel_trials: int | None, resources: Mapping[str, Resources]) -> int:
-    """Return how many trials run at once: the number given, one with several workers, or one for each GPU or core of this machine.
-
-    Of the cores it takes 8 at most.
+    """Return how many trials run at once: the number given, one with several workers, or one for each GPU or core, but on cores 8 at most.
 
     Args:
         resources: Stage -> resources, with those of train and evaluate.
@@ -251,17 +253,6 @@ def _run_here(job: TrialJob) -> Exception | None:
     except Exception as error:  # named in the report; the others continue
         return error
     return None
-
-
-def _catch(failed: dict[str, str], label: str, action: Callable[[], str]) -> str | None:
-    from components.ablations.steps import reason
-
-    try:
-        return action()
-    except Exception as error:  # named in the report; the others continue
-        failed[label] = reason(error)
-        say(f"{label} failed: {failed[label]}")
-        return None
 
 
 class TimeLeft:

@@ -24,10 +24,9 @@ def absolute(images: str) -> str:
 
 
 def held_out(source: str) -> dict[str, int]:
-    """Return the options that hold every tenth image out for bits/dim.
+    """Return the options that hold every tenth image out for bits/dim, or fewer, so that each class keeps one to train on.
 
-    Fewer where each class could not keep one to train on. Empty where none can be held out, for a source with test images of its own, and
-    for a published data set.
+    They are empty for a source with test images, for a published data set, and where no image can be held out.
 
     Raises:
         UserError: There is no such source.
@@ -46,7 +45,7 @@ def held_out(source: str) -> dict[str, int]:
 def require_sources(sources: Iterable[str]) -> None:
     """Refuse sources that are not there, before services are started for them; an empty one is the data set's own.
 
-    One in S3 is left to its preparation, as it may be in this machine's S3, which is not started yet.
+    Sources in S3 are not checked: one may be in this machine's S3, which is not started yet.
 
     Raises:
         UserError: There is no such source.

@@ -15,7 +15,7 @@ from training.console import output_marks, parse_marked_line
 
 
 class LineFilter(io.TextIOBase):
-    """A stream that replaces standard output, and passes on whole lines, without their breaks, one at a time and unmixed by thread."""
+    """A stream in place of standard output. It passes on whole lines without their breaks, and does not mix those of two threads."""
 
     def __init__(self, handle: Callable[[str], None]) -> None:
         self._handle = handle

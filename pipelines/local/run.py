@@ -123,7 +123,10 @@ def _write_job(pipeline: Any, arguments: Mapping[str, Any], home: Path, log_path
 
 
 def _supervise(job: Path, services: Services, log_path: Path, show: Callable[[str], None], again: str) -> int:
-    """Start the run, show its lines, and return its exit status when none of its processes is left; `again` goes on if it is stopped."""
+    """Start the run, show its lines, and return its exit status when none of its processes is left.
+
+    `again` are words for the command that continues an interrupted run.
+    """
     home = services.home.resolve()
     mark = {_MARK: f"{home}:{uuid.uuid4().hex}"}
     with termination_raised(), log_path.open("a", encoding="utf-8") as log:

@@ -41,7 +41,7 @@ def train_here(arguments: Mapping[str, Any], *, name: str = "", next_steps: Sequ
     try:
         outputs = run_pipeline(load("train"), arguments, running, show=lambda line: print(line, flush=True))
     except PipelineInterruptedError:
-        if not were_running:  # an interrupted command leaves nothing that it started, but what others have begun to use
+        if not were_running:  # an interrupted command stops what it started, unless others use it by now
             if has_other_users(running.home):
                 print("S3 and MLflow go on, as another command uses them; `iddpm down` stops them", flush=True)
             else:

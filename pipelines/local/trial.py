@@ -24,7 +24,7 @@ class TrialJob:
         position: "3 of 30".
         storage_root_uri: Where everything is stored.
         resources: Stage -> resources; it reads those of train and evaluate.
-        in_own_process: It runs in a process of its own, which trains without Ray Train and stores its log.
+        in_own_process: It has its own process, which trains without Ray Train and stores its log.
         num_threads: CPU threads of such a process where it measures, 1 or more.
     """
 

@@ -71,10 +71,10 @@ def run_tuning(
         prepared = preparation(data_options, source)
         data_uri = prepare_experiment(experiment, default_data_uri(experiment.data, root), source=source, shard_map=shard_map, **prepared)
         reference_uri = reference_for(experiment, data_uri, root, before_training=True)
+        uri = tuning_uri(request, data_uri, root)
         try:
-            uri = tune(request.to_dict(), data_uri, reference_uri, root, TRACKING_EXPERIMENT, dataclasses.asdict(resources["train"]))
-        finally:
-            uri = tuning_uri(request, data_uri, root)
+            tune(request.to_dict(), data_uri, reference_uri, root, TRACKING_EXPERIMENT, dataclasses.asdict(resources["train"]))
+        finally:  # also a tuning that was stopped has a report
             folder = services.home / "tunings" / uri.rpartition("/")[2]
             folder.mkdir(parents=True, exist_ok=True)
             for name in FILES:

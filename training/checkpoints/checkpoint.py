@@ -225,9 +225,9 @@ def load_model_state(uri: str, weights: str | None = None) -> dict[str, Tensor]:
 class AsyncWriter:
     """Writes checkpoints in one background thread, from copies, so that training continues meanwhile.
 
-    A checkpoint that the store did not take is left out, and the next one is written: to end the attempt would cost the updates since the
-    one before. A second failure in a row is raised by the next call, as is any other error. At most one checkpoint is being written, so
-    memory contains one copy; a store that is slower than the checkpoint interval slows training down.
+    If the store does not take a checkpoint, it is left out and the next one is written: ending the attempt would lose the updates since
+    the checkpoint before. A second failure in a row is raised by the next call, as is any other error. At most one checkpoint is being
+    written, so memory contains one copy; a store that is slower than the checkpoint interval slows training down.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ class AsyncWriter:
         self._pending = self._pool.submit(self._write, step, copies, on_saved)
 
     def wait(self) -> None:
-        """Return once nothing is being written; raise the error of the last write, as the run ends or goes back here."""
+        """Return once nothing is being written; raise the error of the last write."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -330,6 +330,7 @@ def _run_of(uri: str) -> str:
 
 
 def _complete(uri: str) -> Any:
+    """Return the content of `complete.json`; raise CheckpointError, which names the run's complete checkpoints, if there is none."""
     own_step = step_of(uri)
     complete = _read_complete(uri)
     if complete is None:

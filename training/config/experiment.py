@@ -336,7 +336,7 @@ class EvaluationConfig(KnownFieldsOnly):
         patience: Checkpoints without a gain after which training stops; 0 never stops early.
         min_gain: Relative improvement of the score that counts as a gain.
         min_steps: Updates before which training never stops early.
-        rescore_best: The best few checkpoints that are scored again at full protocol with fresh seeds.
+        rescore_best: How many of the best checkpoints are scored again, at full protocol and with fresh seeds.
         likelihood_split: Split whose bits/dim is reported.
         likelihood_num_images: Images of the split that are used; None is all of them.
         likelihood_form: "full" (every timestep), "spaced" (supplement section 5), "stratified" (unbiased for the full bound from few
@@ -437,9 +437,9 @@ class Experiment(KnownFieldsOnly, PlainRecord):
     def _require_sampling_fits_model(self) -> None:
         reason = "the model was trained with every label" if self.model.class_conditional else "the model has no labels"
         ways = ["train one with model.label_dropout=0.1"] if self.model.class_conditional else []
-        for path, sampling, remedies in (
-            ("evaluation.sampling", self.evaluation.sampling, [*ways, "give a guidance_step"]),
-            ("evaluation.scoring_sampling", self.evaluation.scoring_sampling, [*ways, "leave it out"]),
+        for path, sampling, read, remedies in (
+            ("evaluation.sampling", self.evaluation.sampling, count_timesteps, [*ways, "give a guidance_step"]),
+            ("evaluation.scoring_sampling", self.evaluation.scoring_sampling, parse_spacing, [*ways, "leave it out"]),
         ):
             require(
                 sampling.guidance_scale == 1.0 or sampling.guidance_step > 0 or self.model.label_dropout > 0,
@@ -448,7 +448,6 @@ class Experiment(KnownFieldsOnly, PlainRecord):
             )
             if sampling.spacing:
                 try:
-                    read = parse_spacing if sampling is self.evaluation.scoring_sampling else count_timesteps
                     read(sampling.spacing, self.diffusion.num_timesteps)
                 except ValueError as error:
                     raise UserError(f"{path}.spacing: {error}") from error
@@ -471,7 +470,7 @@ class Experiment(KnownFieldsOnly, PlainRecord):
     def require_guide(self) -> None:
         """Raise UserError unless training will store the checkpoint that guides the final evaluation, before its last one.
 
-        It is no condition of an experiment: a run that was interrupted has checkpoints of other steps too, and they can guide.
+        Only a new training is checked: a run that was interrupted has checkpoints of other steps too, and they can guide.
         """
         guide, interval = self.evaluation.sampling.guidance_step, self.optim.checkpoint_interval
         require(
@@ -484,7 +483,7 @@ class Experiment(KnownFieldsOnly, PlainRecord):
     def require_annealing(self) -> None:
         """Raise UserError if the learning rate would be 0 before the last update.
 
-        It is no condition of an experiment: a run that was trained so can still be read.
+        Only a new training is checked: an earlier run with these settings can still be read.
         """
         steps, annealed = self.optim.num_steps, self.optim.lr_anneal_steps
         require(
@@ -497,7 +496,7 @@ class Experiment(KnownFieldsOnly, PlainRecord):
     def require_used(self) -> None:
         """Raise UserError if lambda or the stop-gradient is set for an objective that has neither.
 
-        It is no condition of an experiment: a run that was trained so can still be read.
+        Only a new training is checked: an earlier run with these settings can still be read.
         """
         defaults, objective = DiffusionConfig(), self.diffusion.objective
         for name in ("vlb_weight", "stop_gradient"):

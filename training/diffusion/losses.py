@@ -79,11 +79,10 @@ def vlb_term_bits_per_dim(
     x_t: Float[Tensor, "batch channels *size"],
     t: Int64[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
-    """Return the bound's terms as means over dimensions, in bits.
+    """Return the bound's terms as means over dimensions, in bits: equations 6 and 5.
 
-    They are L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1) for the first t.
-
-    Equations 6 and 5. Both are computed for every image, and both are finite, so that the choice has a gradient.
+    They are L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1) for the first t. Both are computed for
+    every image and are finite, because the gradient of `torch.where` needs it.
 
     Args:
         x_0: Images on the 8-bit grid in [-1, 1].

@@ -243,7 +243,7 @@ class GaussianProcess:
     def _model_log_variance(self, v: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
         """Return log Sigma_theta: the optimal one where the errors of x_0 are known, else the config's.
 
-        A learned one is f log beta_t + (1 - f) log beta_tilde_t with f = (v + 1) / 2 (equation 15), so that v from -1 to 1 spans the range.
+        A learned one is f log beta_t + (1 - f) log beta_tilde_t with f = (v + 1) / 2 (equation 15): v from -1 to 1 spans the range.
         """
         if self.x_0_errors is not None:
             return self.at("optimal_log_variance", t, x_t).expand_as(x_t)
@@ -334,7 +334,7 @@ class Denoiser:
     guidance: Guidance | None = field(default=None, kw_only=True)
 
     def p_mean_variance(self, x_t: Float[Tensor, "batch channels *size"], t: Int64[Tensor, " batch"]) -> ModelPrediction:
-        """Return p(x_{t-1} | x_t) at kept timesteps t, 0 to K - 1, by one evaluation of the network, and one of the guiding one."""
+        """Return p(x_{t-1} | x_t) at kept timesteps t, 0 to K - 1: one evaluation of the network, and with guidance one of the second."""
         timesteps, count = self.process.model_timesteps(t), x_t.shape[1]
         output = self.network(x_t, timesteps, **self.conditioning)
         if self.guidance is not None:

@@ -51,10 +51,10 @@ def use_fast_kernels() -> None:
 
 
 class AsyncStopFlag:
-    """A flag of rank 0 that all ranks read without waiting: each call returns the flag that rank 0 passed to the previous call.
+    """A flag of rank 0 that all ranks read one call late, so that none waits: a call returns what rank 0 passed to the previous call.
 
-    The device has received that message by then, because a whole update was queued after it. So all ranks read it after the same
-    update, and a rank's host is at most one update ahead of its device.
+    A whole update was queued after that message, so the device has received it. All ranks read it after the same update, and a rank's
+    host is at most one update ahead of its device.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -26,7 +26,7 @@ _LAST_OF_NOISE = ("ray.exceptions.", "ConnectionError: Found multiple active Ray
 """Beginnings of the last line of a traceback that follows such a warning."""
 _LOW_MEMORY = "killed due to the node running low on memory"
 _DUMP_END = "Refer to the documentation on how to address the out of memory issue"
-"""Words in the first and in the last of about fifty lines that Ray writes about a node's memory, again in each error that follows."""
+"""Words in the first and in the last of the about fifty lines that Ray writes about a node's memory. Later errors repeat the lines."""
 _DUMP_LINES = 200
 """A longer dump has lost its last line."""
 _MEMORY_USED = re.compile(r"was (\S+) used / (\S+) limit")
@@ -55,10 +55,10 @@ def hide_noise() -> None:
 
 
 class NoiseFilter:
-    """Leave lines that are not about the run out of one file of a process, whose lines come in parts.
+    """Leave out lines that are not about the run. One filter reads the output of one process, in parts.
 
-    These are Ray's warnings that have no effect, each with the traceback that follows it; and where Ray killed processes for their
-    memory, all but the first line about the node's memory, and the traceback before it. Ray's logs in S3 keep them.
+    Left out are Ray's warnings that have no effect, each with the traceback that follows it. If Ray killed processes for their memory, its
+    lines about the node's memory are left out but for the first, and so is the traceback before them. Ray's logs in S3 keep all lines.
     """
 
     def __init__(self) -> None:
@@ -135,9 +135,9 @@ def worker_log_stored(run_uri: str, rank: int) -> Iterator[None]:
 
 
 def store_logs(directory: Path, run_uri: str) -> str:
-    """Store the end of each log of a Ray node in the run's directory, compressed and without secrets, and return where they are.
+    """Store the end of each log of a Ray node in the run's directory, compressed and without secrets; return the URI.
 
-    Nothing is returned if storage does not take them, as the run does not depend on it.
+    It is empty if storage does not take them, since the run does not depend on them.
     """
     uri = storage.join(run_uri, "ray-logs", f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{platform.node()}.tar.gz")
     try:

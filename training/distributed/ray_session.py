@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import secrets
@@ -35,10 +36,10 @@ _LONGEST_TEMP_DIR = 35
 """Ray puts sockets under TMPDIR, at paths 70 characters longer; the system allows 107 in all."""
 
 _SLOW_START_SECONDS = 180.0
-"""Ray's limit of 30 s counts for some parts of its start; it waits for the others without a limit, and without a word."""
+"""Ray's limit of 30 s holds for some parts of its start. It waits for the others without a limit, and without a message."""
 
 _SECONDS_FOR_LAST_LINES = 1.0
-"""Ray looks for new workers every 0.5 s and for new lines every 0.1 s; what it has not passed on when the session ends is not shown."""
+"""Ray looks for new workers every 0.5 s and for new lines every 0.1 s. Lines that it has not passed on when the session ends are lost."""
 
 _SECONDS_FOR_SHORT_TASKS = 1.0
 """Time for tasks to end by themselves before they are cancelled."""
@@ -52,18 +53,15 @@ class StandstillError(RuntimeError):
     """A process of Ray neither ends nor gives a result; one line with the remedy."""
 
 
-def standstill(function: str, seconds: float, longest_seconds: float) -> str:
-    """Return why the results of a function on Ray are waited for no longer; empty while they may still come.
+def standstill(function: str, longest_seconds: float) -> str:
+    """Return why the results of a function on Ray are waited for no longer.
 
-    Ray starts work again whose process has ended. It waits without end for one that is stopped, or hangs in a system call.
+    Ray starts work again if its process has ended. It waits without end for a process that is stopped, or hangs in a system call.
 
     Args:
         function: Its name.
-        seconds: Time since the last result, or since the wait for the first began.
-        longest_seconds: Time that no result takes.
+        longest_seconds: Time that no result takes; it has passed since the last one.
     """
-    if seconds < longest_seconds:
-        return ""
     return f"none has come for {format_duration(longest_seconds)}: a process (ray::{function}) stands still, or Ray has no room for it"
 
 
@@ -96,7 +94,7 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
     in_main_thread = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if not in_main_thread:
-        logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler is not set" not in record.getMessage())
+        logging.getLogger("ray._private.worker").addFilter(_is_not_about_sigterm)
     if address == "local":
         # A token that lives as long as this process: no other user of the machine can join, and no file is written.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -112,6 +110,10 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
             time.sleep(_SECONDS_FOR_LAST_LINES)
         finally:
             ray.shutdown()
+
+
+def _is_not_about_sigterm(record: logging.LogRecord) -> bool:
+    return "SIGTERM handler is not set" not in record.getMessage()
 
 
 def _start_local(num_cpus: int | None) -> None:
@@ -222,11 +224,11 @@ def parallel_tasks(
 ) -> Generator[tuple[_Job, _Result | Exception]]:
     """Run each job as a task of the Ray cluster that this process has joined; yield it with its result or its error, as they end.
 
-    A process of Ray runs one task after the other, so it imports once. The arguments are those of `parallel_map`.
+    A process of Ray runs one task after the other, so it imports once. The other arguments are those of `parallel_map`.
 
     Args:
-        grace_seconds: When the work is given up, tasks that run get an interrupt, like that of Ctrl-C, and so long to end.
-        longest_seconds: Time that no task takes; None where there is no such time.
+        grace_seconds: When the caller gives up, running tasks get an interrupt like Ctrl-C's, and this long to end before they are killed.
+        longest_seconds: Time that no task takes; None waits without a limit.
 
     Raises:
         StandstillError: No task ended for so long; Ray kills those that run.
@@ -245,8 +247,7 @@ def parallel_tasks(
     running: dict[Future[_Result], tuple[_Job, Any]] = {}
 
     def fill() -> None:
-        # The range comes first: with the jobs first, zip would take one job too many from the iterator.
-        for _, job in zip(range(num_workers - len(running)), waiting, strict=False):
+        for job in itertools.islice(waiting, num_workers - len(running)):
             reference = remote.remote(function, job)
             running[reference.future()] = job, reference
 
@@ -256,7 +257,7 @@ def parallel_tasks(
             # Python waits, and not Ray, which would turn the exit status of a signal into 1.
             ended = wait(running, timeout=longest_seconds, return_when="FIRST_COMPLETED").done
             if longest_seconds is not None and not ended:
-                reason = standstill(name, longest_seconds, longest_seconds)
+                reason = standstill(name, longest_seconds)
                 raise StandstillError(f"{len(running)} task(s) have no result: {reason}; look at the disks, network and GPUs of its node")
             done = next(iter(ended))
             job, _ = running.pop(done)
@@ -286,7 +287,7 @@ def parallel_tasks(
 
 
 def _run_interruptibly(function: Callable[[_Job], _Result], job: _Job) -> _Result:
-    """Run a job so that `ray.cancel` can interrupt it: it calls Python's handler of SIGINT, which no program in the background has."""
+    """Run a job so that `ray.cancel` can interrupt it: that calls Python's handler of SIGINT, which a background program ignores."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return function(job)

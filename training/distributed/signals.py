@@ -104,8 +104,8 @@ def stop_flag() -> Iterator[StopFlag]:
 def termination_raised() -> Iterator[None]:
     """Raise `SystemExit` on SIGTERM and SIGHUP within the block, so that its clean-up runs.
 
-    For a command that can end at any point, as Ctrl-C ends it; training uses `stop_flag`. During an import the signal is sent again until
-    the import is done. A signal that has a handler or is ignored is not changed. Outside the main thread nothing is changed.
+    For a command that can end at any point, as Ctrl-C ends it; training uses `stop_flag`. A signal that arrives during an import is sent
+    again until the import is done. A signal that has a handler or is ignored stays as it is, and so do all outside the main thread.
     """
     received: list[float] = []
 

@@ -7,7 +7,6 @@ checkpoints.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import os
 import tempfile
@@ -134,13 +133,15 @@ def _control_of(job: Job) -> Any:
 
 
 def _fit(job: Job, scratch: str) -> Outcome:
-    """Train with Ray; start again after `MAX_WORKER_FAILURES` failures if a checkpoint was saved since the last start.
+    """Train with Ray, which itself starts lost workers again up to `MAX_WORKER_FAILURES` times.
 
-    Workers that find no room are waited for. Where they die as they start, or what leads them is lost, it is started again
-    `MAX_WORKER_FAILURES` times.
+    When Ray gives up, training is started again if there is a checkpoint since its last start, and if the workers found no room yet.
+    If they died as they started, or Ray Train's controller was lost, it is started again `MAX_WORKER_FAILURES` times.
     """
-    resources, on_gpu, losses = job.resources, job.resources.num_gpus_per_worker > 0, 0
-    for attempt in itertools.count(1):
+    resources, on_gpu = job.resources, job.resources.num_gpus_per_worker > 0
+    attempt = losses = 0
+    while True:
+        attempt += 1
         before = _saved_step(job)
         trainer = TorchTrainer(
             _worker,  # type: ignore[arg-type]  # Ray's stubs miss that what a worker returns is the result's
@@ -158,7 +159,7 @@ def _fit(job: Job, scratch: str) -> Outcome:
             ),
         )
         try:
-            outcome: Outcome = trainer.fit().return_value  # type: ignore[attr-defined]
+            return trainer.fit().return_value  # type: ignore[attr-defined,no-any-return]
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             if isinstance(_cause(error), WorkerGroupStartupTimeoutError):
                 say(f"no room for {resources.min_workers or resources.num_workers} worker(s) yet on the Ray cluster; waiting for it")
@@ -170,10 +171,7 @@ def _fit(job: Job, scratch: str) -> Outcome:
                 say(f"{_reason(error)}; starting the training again ({losses} of {MAX_WORKER_FAILURES})")
             else:
                 raise TrainingError(_failure_message(error, job, before)) from error
-        else:
-            return outcome
         _free_reservations()
-    raise AssertionError("unreachable")
 
 
 def scaling(resources: Resources, *, has_scorer: bool) -> ScalingConfig:
@@ -191,7 +189,7 @@ def scaling(resources: Resources, *, has_scorer: bool) -> ScalingConfig:
 def _free_reservations() -> None:
     """Remove the placement groups of this process's trainings, while none of them runs.
 
-    Ray does it, unless it killed its own cleaner too, as where memory is short. Then a score would never find a free processor.
+    Ray does it, unless it killed its own cleaner too, for instance when memory was short. Then a score would never find a free processor.
     """
     job_id = ray.get_runtime_context().get_job_id()  # the end of the ids of what the job has made
     for name, group in placement_group_table().items():
@@ -237,22 +235,25 @@ def _reason_of_worker(cause: Exception) -> str:
 
 
 def _is_loss(error: Exception) -> bool:
-    """Return True where Ray lost workers as they started, or what leads them, but not for memory: neither speaks against the training."""
+    """Return True if Ray lost workers as they started, or lost its controller for another reason than memory.
+
+    Neither speaks against the training.
+    """
     return isinstance(_cause(error), WorkerGroupStartupFailedError) or (
         isinstance(error, ray.exceptions.RayError) and not memory_shortage(error)
     )
 
 
 def _cause(error: Exception) -> Exception:
-    """Return the error of what leads the workers; another error is its own cause."""
+    """Return the error of Ray Train's controller, which leads the workers; another error is its own cause."""
     return getattr(error, "controller_failure", error)
 
 
-# -- in the process that leads the workers ------------------------------------------------------------------------------
+# -- in Ray Train's controller, the process that leads the workers -------------------------------------------------------
 
 
 class _Failures(UserCallback):
-    """Tells of each failure after which Ray starts the workers again; without it, only Ray's own log would."""
+    """Prints each failure after which Ray starts the workers again, which only Ray's own log names otherwise."""
 
     def __init__(self) -> None:
         self._count = 0

@@ -22,7 +22,7 @@ class Gauge:
     """
 
     def __init__(self, experiment: Experiment, resources: Resources, world_size: int) -> None:
-        self._on_gpu = resources.num_gpus_per_worker > 0  # a training on the processor may run on a machine that has a GPU
+        self._on_gpu = resources.num_gpus_per_worker > 0  # not `is_available`: a machine with a GPU may train on its processor
         name = torch.cuda.get_device_name() if self._on_gpu else ""
         peak = next((card.peak_flops for key, card in CARDS.items() if key in name.replace("-", " ").split()), None)
         self._flops_per_image = 2 * TRAINING_PASSES * sum(count_macs(experiment).values()) if peak else 0

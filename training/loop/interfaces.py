@@ -43,8 +43,9 @@ class Hooks:
         log: Receives the step (updates done) and the mean metrics since the last call.
         save: Receives the step and the files of a checkpoint, by name; copies the tensors, which training changes afterwards.
         should_stop: Called at every log boundary; a reason ends training on all ranks after a checkpoint.
-        interruption: Called after every other update, so it must be quick. A reason ends training, of several ranks one update
-            later, after a checkpoint that contains the metrics' sums since the last log line. Later calls must return it too.
+        interruption: Called after each update that is no log boundary, so it must be quick. A reason ends training after a
+            checkpoint, which contains the metrics' sums since the last log line. With several ranks training ends one update
+            later, so later calls must return the reason too.
     """
 
     log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None

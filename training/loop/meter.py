@@ -92,7 +92,7 @@ class Meter:
     def reduce(self, world_size: int) -> dict[str, float]:
         """Return the means since the last call; the one place where the host waits for the device.
 
-        A mean over the images of all ranks is NaN if none has a finite loss, and that of the gradient's norm if every update was skipped.
+        The means over images are NaN if no image of any rank has a finite loss, and the mean gradient norm if every update was skipped.
         """
         if world_size > 1:
             dist.all_reduce(self.rank_sums)

@@ -36,7 +36,7 @@ _SECONDS_BETWEEN_CHECKS_AT_THE_END = 2.0
 _SECONDS_TO_WAIT_FOR_ROOM = 600.0
 """A cluster that grows by itself has another machine by then."""
 _LONGEST_SCORE_SECONDS = 12 * 3600.0
-"""No score takes so long: it is of few images, by few steps."""
+"""No score takes so long: it draws few images, in few steps."""
 
 Score = Mapping[str, Any]
 
@@ -87,7 +87,7 @@ class RankZeroHooks:
         self._failures: dict[int, int] = {}  # failed attempts by step
         self._failures_in_a_row = 0
         self._scores = {int(score["step"]): score for score in scores}
-        # A score after the latest checkpoint is of one that was damaged: it is trained and scored again.
+        # A score of a later step belongs to a damaged checkpoint, which was removed: that step is trained and scored again.
         self._scored_steps = {step for step in self._scores if step <= max(self._saved_steps, default=0)}
         for step in sorted(self._saved_steps - self._scored_steps):
             self._submit(step)
@@ -110,9 +110,10 @@ class RankZeroHooks:
     def go_back_to(self, step: int) -> None:
         """Forget the checkpoints after `step`, which are removed, and let the metrics of the steps that follow replace the earlier ones."""
         self._saved_steps = {saved for saved in self._saved_steps if saved <= step}
-        # A score after it is of a checkpoint that was saved while training diverged: the next one of that step gets its own.
+        # The removed checkpoints were saved while training diverged. Their steps are trained, and scored, again.
         self._scored_steps = {scored for scored in self._scored_steps if scored <= step}
         self._pending = {scored: future for scored, future in self._pending.items() if scored <= step}
+        self._failures = {failed: count for failed, count in self._failures.items() if failed <= step}
         if self._tracked is not None:
             self._tracked.abandon_metrics_after(step)
 
@@ -135,8 +136,8 @@ class RankZeroHooks:
             if self._check_for_stop():
                 return dataclasses.replace(outcome, stop_reason=STOP_REQUESTED)
             obstacle = self._scoring_obstacle() if time.monotonic() - began >= _SECONDS_TO_WAIT_FOR_ROOM else None
-            if obstacle is None and (reason := standstill("_score", time.monotonic() - last_came, _LONGEST_SCORE_SECONDS)):
-                obstacle = f"{reason}; kill that process"
+            if obstacle is None and time.monotonic() - last_came >= _LONGEST_SCORE_SECONDS:
+                obstacle = f"{standstill('_score', _LONGEST_SCORE_SECONDS)}; kill that process"
             if obstacle:
                 failure = f"{len(self._pending)} checkpoint(s) have no score: {obstacle}. The same command then scores them"
                 return dataclasses.replace(outcome, failure=failure)
@@ -187,7 +188,7 @@ class RankZeroHooks:
             self._tracked.save_metrics()
 
     def _is_due(self, step: int) -> bool:
-        """Return True for a checkpoint that an uninterrupted run has too; one that a signal caused is neither scored nor chosen."""
+        """Return True for a checkpoint that an uninterrupted run has too. One that was saved for a signal is neither scored nor chosen."""
         optim = self._job.experiment.optim
         return step % optim.checkpoint_interval == 0 or step == optim.num_steps
 
@@ -243,7 +244,7 @@ class RankZeroHooks:
         self._remove_unwanted()
 
     def _add_failure(self, step: int) -> None:
-        """Keep the checkpoint for another attempt, with a bound on how many; say it if every score fails."""
+        """Keep the checkpoint for another attempt, at most `MAX_UNSCORED` of them; warn if every score fails."""
         self._failures[step] = self._failures.get(step, 0) + 1
         self._failures_in_a_row += 1
         for old in sorted(self._failures.keys() - self._pending.keys())[:-MAX_UNSCORED]:

@@ -40,22 +40,17 @@ def train_with_rollbacks(
         would start the workers again, and they would fail in the same way.
     """
 
-    def latest() -> str | None:
-        uri = storage.retry(lambda: checkpoint.latest(run_uri), seconds=retry_seconds) if rank == 0 else None
-        return broadcast_object(uri, world_size)  # type: ignore[no-any-return]
-
-    def last_good() -> str | None:
-        uri = storage.retry(lambda: _last_good(run_uri), seconds=retry_seconds) if rank == 0 else None
+    def find(choose: Callable[[str], str | None]) -> str | None:
+        uri = storage.retry(lambda: choose(run_uri), seconds=retry_seconds) if rank == 0 else None
         return broadcast_object(uri, world_size)  # type: ignore[no-any-return]
 
     def load(uri: str, name: str) -> dict[str, Any]:
         return storage.retry(lambda: checkpoint.load(uri, name), seconds=retry_seconds)
 
-    uri, rollbacks = latest(), 0
+    uri, rollbacks = find(checkpoint.latest), 0
     rollbacks_to: Counter[str | None] = Counter()
     while True:
-        trainer: Trainer | None = make_trainer()
-        assert trainer is not None
+        trainer = make_trainer()
         if uri is not None:
             trainer.restore(functools.partial(load, uri))
             if rank == 0:
@@ -68,7 +63,7 @@ def train_with_rollbacks(
         finally:
             trainer.close()
         finish_saving()
-        uri = last_good()
+        uri = find(_last_good)
         rollbacks_to[uri] += 1
         if rollbacks_to[uri] > MAX_ROLLBACKS:
             failure = f"{reason}; going back to the last good checkpoint {MAX_ROLLBACKS} times did not help"
@@ -76,14 +71,15 @@ def train_with_rollbacks(
         on_rollback(checkpoint.step_of(uri) if uri is not None else 0)
         if rank == 0:
             say(f"{reason}; going back to the last good checkpoint ({rollbacks_to[uri]} of {MAX_ROLLBACKS})")
-        trainer = None  # frees its memory before the next one is built
+        del trainer  # frees its memory before the next one is built
         gc.collect()
 
 
 def _last_good(run_uri: str) -> str | None:
     """Return the latest checkpoint that was not saved while updates were skipped, or None; later ones are removed.
 
-    A run that is stopped saves its state also then, as a few skipped updates are no divergence; once it diverges, that state did already.
+    A run that is stopped while it skips updates saves its state too, because a few skipped updates are no divergence. If it then diverges,
+    it had begun to before that state.
     """
     for step in reversed(checkpoint.steps(run_uri)):
         uri = checkpoint.checkpoint_uri(run_uri, step)

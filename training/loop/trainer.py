@@ -81,14 +81,14 @@ class Trainer:
         self.step = 0
         self.rollbacks = 0
         self.skipped_total = 0
-        self._skipping = False  # while True no checkpoint is due: its weights may be diverging
+        self._skipping = False  # True: the latest updates were skipped. Training may be diverging, so no checkpoint is due
 
         self.state = TrainState(experiment, resources, self.device)
         self.process = make_process(experiment.diffusion)
         self._network = Network(self.state.model, resources, self.device, world_size)
         self._stop_flag = AsyncStopFlag(self.device) if world_size > 1 else None
         self._meter = Meter(self.device)
-        # NCCL ends a process that waited too long, and does not name the missing rank: so the heartbeats report it shortly before.
+        # NCCL ends a process that waited too long without naming the missing rank, so the heartbeats name it shortly before.
         alarm = max(0.5 * resources.collective_timeout_seconds, resources.collective_timeout_seconds - 15.0)
         on_gpu = self.device.type == "cuda"
         self._heartbeats = Heartbeats(rank, world_size, alarm_seconds=alarm if on_gpu else None) if world_size > 1 else None
@@ -231,7 +231,7 @@ class Trainer:
     def _apply_gradient(self) -> None:
         """Clip the gradient if configured, and update the weights by it and the averages by the weights.
 
-        A gradient that is not finite leaves the weights as they are, and the averages move towards those. That is decided on the device
+        A gradient that is not finite leaves the weights as they are; the averages move towards them all the same. The device decides it
         (the fused optimiser's `found_inf`), so that no step waits for the host.
         """
         gradients = [p.grad for p in self.state.parameters if p.grad is not None]

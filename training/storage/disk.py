@@ -21,7 +21,7 @@ from training.storage.listing import Stored
 
 _PARTIAL_SUFFIX = ".partial"
 _ADDRESS_AS_PATH = re.compile("s3:/|(file|gs|https?):/(?!/)")
-"""An address that was read as a path: `Path` makes one slash of two, and a folder named like the scheme would be made."""
+"""An address that went through `Path`, which makes one slash of two. As a path it would make a folder named like the scheme."""
 _ABANDONED_SECONDS = 60.0
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # a FAT disk, a share, a bucket that is mounted as a directory
 
@@ -203,7 +203,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explain_read_errors(uri: str) -> Iterator[None]:
-    """Explain the errors of a read; a name below a file is missing, as in S3, and no error of its own, as it is for a write."""
+    """Explain the errors of a read: a name below a file is missing, as in S3. For a write it is another error."""
     with explain_disk_errors(uri):
         try:
             yield
@@ -224,7 +224,7 @@ def _files_below(directory: Path) -> Iterator[Path]:
 
 
 def _paths_below(directory: Path) -> Iterator[Path]:
-    """Yield what is no directory, without what another process deletes meanwhile."""
+    """Yield everything below a directory but directories; what another process deletes meanwhile may be missing."""
     for folder, _, names in os.walk(directory, onerror=_raise_unless_gone):
         yield from (Path(folder, name) for name in names)
 

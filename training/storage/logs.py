@@ -110,8 +110,8 @@ class LogUpload:
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except (storage.StorageError, OSError):
-            return  # a later call stores it too
+        except OSError:  # a StorageError too; a later call stores it
+            return
 
     def store(self, *, is_complete: bool = False) -> None:
         """Store what was added since the last call.

@@ -47,7 +47,7 @@ logging.getLogger("botocore").setLevel(logging.WARNING)  # in every log of a ste
 
 _ATTEMPTS = 4
 _WRITERS = 20
-"""So many writers may come before one that updates an object."""
+"""Attempts of an update: each time another writer may be faster."""
 _DELETE_BATCH = 1000  # S3's limit for one request
 _SMALL_BYTES = 8 * 2**20
 """boto3 fetches a larger object in parts, for which it asks for the size again; one request is enough for a smaller one."""
@@ -96,7 +96,7 @@ def update_bytes(uri: str, change: Callable[[bytes | None], bytes]) -> None:
     def update_once() -> None:
         try:
             tag = _head(uri)["ETag"]
-            stored = _get(uri)  # if it is of a later writer already, the tag is refused below
+            stored = _get(uri)  # if another writer came between, the tag is refused below
         except ObjectNotFoundError:
             client().put_object(Bucket=bucket, Key=key, Body=change(None), IfNoneMatch="*")
         else:
@@ -276,10 +276,11 @@ class _NotS3Error(BotoCoreError):
 
 
 def _require_s3(endpoint: str, response_dict: Mapping[str, Any] | None, **rest: Any) -> None:
-    """Refuse a page, and a listing that is none: boto3 takes them for an object's content, an empty directory, or a failure that may pass.
+    """Refuse an answer that is not S3's: an HTML page, or a listing without a listing in it.
 
-    An object may be a page too, but AWS, MinIO, SeaweedFS and Ceph send `x-amz-request-id` with each answer, Google
-    `x-guploader-uploadid`, and others at least a strong entity tag.
+    boto3 would take it for an object's content, an empty directory, or a failure that may pass. An object may be a page too, but AWS,
+    MinIO, SeaweedFS and Ceph send `x-amz-request-id` with each answer, Google `x-guploader-uploadid`, and others at least a strong entity
+    tag.
     """
     if response_dict is None or response_dict["status_code"] >= 300:
         return

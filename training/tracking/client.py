@@ -1,6 +1,6 @@
 """Connect to MLflow, and repeat requests that fail for a reason that may pass. MLflow is imported at the first use, as it is slow.
 
-Whatever asks MLflow raises `TrackingError` where it can't be reached or refuses.
+A request raises `TrackingError` if MLflow can't be reached or refuses it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RETRY_SECONDS = 30.0
 _ERROR_STATUS = re.compile(r"too many (\d{3}) error responses")
 _NO_MLFLOW = re.compile(r"not in a valid JSON format|Exceeded \d+ redirects|error code 404 != 200\. Response body: ''")
 _SLOW_SECONDS = 5.0
-"""Seconds without an answer after which a person is told what is waited for."""
+"""A request without an answer for this long prints what it waits for."""
 
 _Result = TypeVar("_Result")
 
@@ -91,7 +91,7 @@ def _export_step_settings() -> None:
 def connect() -> MlflowClient:
     """Return a client of the MLflow that the environment names, or raise TrackingError."""
     uri = tracking_uri()
-    public_uri()  # refused before a run is open, whose link is shown then
+    public_uri()  # a bad one is refused now, not after a run was opened, when its link is shown
     # MLflow's own retries (seven in four minutes) would hide an outage; ours are in `request` and in the background sender.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -132,7 +132,7 @@ def shortened(error: BaseException) -> str:
 
 
 def wait_for_mlflow() -> None:
-    """Wait for up to ten minutes until MLflow answers, for a step that can't do without; only in a cluster, where nobody repeats it."""
+    """Wait for up to ten minutes until MLflow answers. Only in a cluster: on a laptop a person starts the command again."""
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         message = f"MLflow at {tracking_uri()} does not answer; this step needs it and waits for it for up to ten minutes"
         request(lambda: connect().search_experiments(max_results=1), seconds=OUTAGE_SECONDS, report=lambda error: say(message))

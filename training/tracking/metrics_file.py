@@ -24,7 +24,7 @@ from training import storage
 METRICS = "metrics.jsonl"
 _SECONDS_BETWEEN_WRITES = 10.0
 _TAIL_BYTES = 1 << 16
-"""More than one line has."""
+"""A line is shorter than this."""
 _OLD_METRICS = "metrics_for_mlflow.json"
 """File that an earlier version wrote while MLflow was away: {"run_id", "points": [[metric, value, step, milliseconds]]}."""
 
@@ -64,7 +64,7 @@ class MetricsFile:
         self._saving = threading.Lock()
         self._steps: dict[str, set[int]] = defaultdict(set)
         self._abandoned: dict[str, set[int]] = defaultdict(set)
-        self._latest: dict[str, int] = defaultdict(int)  # time
+        self._latest: dict[str, int] = defaultdict(int)  # the latest time of each metric
         self._text: bytes | None = None
         self._has_old_file = False
         self._unsaved = b""
@@ -139,7 +139,8 @@ class MetricsFile:
         """Read what an earlier process left; its points may not have arrived."""
         if self._run_uri is None:
             return b""
-        text = _read_or_empty(storage.join(self._run_uri, METRICS))
+        # Both before anything is taken from them: a call that fails here is repeated.
+        text, old = (_read_or_empty(storage.join(self._run_uri, name)) for name in (METRICS, _OLD_METRICS))
         for line in _parse(text, self._run_uri):
             if line.is_rollback:
                 self._forget_after(line.step)
@@ -148,7 +149,6 @@ class MetricsFile:
                 self._steps[key].add(line.step)
                 self._latest[key] = max(self._latest[key], line.milliseconds)
                 self.unsent.append(Point(key, value, line.step, line.milliseconds, line.step in self._abandoned[key]))
-        old = _read_or_empty(storage.join(self._run_uri, _OLD_METRICS))
         self._has_old_file = bool(old)
         for key, value, step, milliseconds in json.loads(old)["points"] if old else ():
             self._add(int(step), int(milliseconds), {key: float(value)})
@@ -200,7 +200,10 @@ def _parse(text: bytes, run_uri: str) -> list[_Line]:
 
 @contextlib.contextmanager
 def _named(run_uri: str, line: str) -> Iterator[None]:
-    """Name the file and its line where that is something else. There is no pydantic on a bare GPU machine, and a line is small."""
+    """Turn the errors of a line that is no step with its values into one that names the file and the line.
+
+    By hand, as a bare GPU machine has no pydantic.
+    """
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -49,12 +49,23 @@ class RegisteredModel:
 def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
     """Register a checkpoint, or find it registered, and return it with its version; it becomes the champion if it is the best so far.
 
-    The reason why a version does not compete is said once, when it is new: several steps register the same one.
+    A version that does not compete with the champion says why, once, when it is new: several steps register the same one.
 
     A version is a small directory that names the checkpoint, for `mlflow.pyfunc.load_model`: `<run>/mlflow/<step>-<weights>` in S3. If the
     run is on disk, the directory is among MLflow's artifacts, as an MLflow server refuses versions in a directory that it does not own.
     """
-    client, name = connect(), model.name
+    client = connect()
+    version, is_new = _find_or_create(client, model, loader_module)
+    registered = _read(version)
+    obstacle = _choose_champion(client, model, registered)
+    if obstacle and is_new:
+        say(obstacle)
+    return registered
+
+
+def _find_or_create(client: MlflowClient, model: RegisteredModel, loader_module: str) -> tuple[Any, bool]:
+    """Return MLflow's version of a checkpoint, and True if this call has made it."""
+    name = model.name
     tags = {f"iddpm.{key}": str(getattr(model, key)) for key in _TAGS}
     is_new = False
 
@@ -75,37 +86,36 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
         is_new = True
         return client.create_model_version(name, source=source, run_id=model.run_id, tags=all_tags, description=model.description or None)
 
-    def tell(reason: str) -> None:
-        if is_new:
-            say(reason)
+    version = request(find_or_create)
+    return version, is_new
 
-    registered = _read(request(find_or_create))
+
+def _choose_champion(client: MlflowClient, model: RegisteredModel, registered: RegisteredModel) -> str:
+    """Make the best version the champion; return why `registered`, the version of `model`, can't be compared with it, or an empty text."""
+    name = model.name
     version = _by_alias(client, name)
     if version is not None and _missing_tags(version):
-        tell(f"{name} version {version.version} stays the registry's champion: it was made by hand, and has no distance to compare with")
-        return registered
+        return f"{name} version {version.version} stays the registry's champion: it was made by hand, and has no distance to compare with"
     champion = None if version is None else _read(version)
     if champion is not None and not _has_same_data(champion, model):
-        tell(
+        return (
             f"{name} version {registered.version} does not compete with the registry's champion, version {champion.version}: its images "
             f"are {_data_name(model)}, the champion's {_data_name(champion)}; give its experiment another name, or set the alias by hand"
         )
-        return registered
     if champion is None or (_weights(champion) == _weights(model) and champion.version != registered.version):
-        best = _best(client, registered)  # evaluated again, the champion has another number, by which another one may be better
+        best = _best(client, registered)  # the champion itself was evaluated again: by its new distance another version may be better
     elif other := _other_protocol(champion, model):
-        tell(
+        return (
             f"{name} version {registered.version} does not compete with the registry's champion, version {champion.version}: its distance "
             f"was measured by {other}; train and evaluate it as the champion, or set the alias by hand"
         )
-        return registered
     else:
         is_better = champion.distance_name == model.distance_name and model.distance < champion.distance
         best = registered if is_better else champion
     if champion is None or best.version != champion.version:
         request(lambda: client.set_registered_model_alias(name, CHAMPION, best.version))
         say(f"{name} version {best.version} is the registry's champion, at {best.distance_name} {best.distance:.4g}")
-    return registered
+    return ""
 
 
 def _create(client: MlflowClient, name: str) -> None:
@@ -150,7 +160,7 @@ def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> 
 
 
 def _best(client: MlflowClient, model: RegisteredModel) -> RegisteredModel:
-    """Return the version with the smallest distance of the model's kind and data; of weights evaluated again the last one counts."""
+    """Return the version with the smallest distance of the model's kind and data; of weights that were evaluated twice, the last counts."""
     versions = request(lambda: client.search_model_versions(f"name = '{model.name}'"))
     found = sorted((_read(version) for version in versions if not _missing_tags(version)), key=lambda each: int(each.version))
     rivals = [each for each in found if each.distance_name == model.distance_name and _has_same_data(each, model)]

@@ -44,11 +44,11 @@ _PAGE = 500
 _KEY = re.compile(r"([^/]+-)?[0-9a-f]{10}(-[0-9]+)?")
 """A run's key, or its end. A training that was done again (`iddpm retry --from train`) has a number after the digits."""
 _NEW_RUN_SECONDS = 30.0
-"""An older run has no rival that is still on its way: requests take far less, and start times are of the openers' own clocks, which may
-differ by some seconds. So a run that is opened again, the common case, costs no wait."""
+"""Once a run is this old, another process that wanted to create it as well has found it: requests take far less, and the clocks that set
+start times differ by some seconds only. So a run that is opened again, the common case, costs no wait."""
 _SETTLE_SECONDS = 0.2
-"""The least wait until a rival's run is seen. The wait is four times what our own requests took; where MLflow answers within milliseconds
-that would be less than a rival's process may pause between two lines."""
+"""The least wait for a run that another process is creating. The wait is four times what our own requests took. If MLflow answers within
+milliseconds, that is less than the other process may pause between two lines."""
 
 
 class RunLocation(NamedTuple):
@@ -103,8 +103,8 @@ def open_run(
         created = None
         if run is None:
             run = created = client.create_run(experiment_id, run_name=run_name, tags=all_tags)
-        # Openers at the same moment all take the oldest run. The start time is the creator's own: a run that is older than the
-        # one found may still be on its way, for about as long as our own requests took.
+        # Processes that open it at the same moment all take the oldest run. The creator's clock sets the start time, so an older run
+        # than the one found may still arrive, for about as long as our own requests took.
         settle_seconds = max(_SETTLE_SECONDS, 4 * (time.monotonic() - began))
         while time.time() * 1000 - run.info.start_time < _NEW_RUN_SECONDS * 1000:
             time.sleep(settle_seconds)
@@ -226,7 +226,8 @@ def close_open_run(run: FoundRun, tag: str, status: Status) -> bool:
 def open_again(run_id: str, step: str, pipeline_run_id: str = "") -> None:
     """Mark a run as running again for a step of a pipeline's run, or of none (empty); the error of an earlier try goes."""
     client = connect()
-    tags = {STEP_TAG: step, PIPELINE_RUN_TAG: pipeline_run_id}  # also if empty: the end of the pipeline that trained it is not its end
+    # An empty id is set too: the end of the pipeline that trained the run must not end this step.
+    tags = {STEP_TAG: step, PIPELINE_RUN_TAG: pipeline_run_id}
 
     def mark() -> None:
         if client.get_run(run_id).data.tags.get(ERROR_TAG):

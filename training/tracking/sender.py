@@ -25,7 +25,7 @@ class BackgroundSender:
     """A queue of requests, and a daemon thread that sends them; the thread ends after a minute without one.
 
     A request is repeated until it succeeds, can't succeed or the process ends, so it must be harmless to repeat. A file that fails while
-    MLflow answers is given up after some attempts: what MLflow keeps files in may be full for days, and numbers and status must not wait
+    MLflow answers is given up after some attempts: MLflow's artifact store may be full for days, and numbers and status must not wait
     for it. `kept_in` says in messages where the numbers are until MLflow has them.
     """
 

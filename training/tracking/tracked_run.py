@@ -137,8 +137,8 @@ class TrackedRun:
     def correct_metrics(self, points: Mapping[tuple[str, int], float]) -> None:
         """Log single values and curves that may have changed since this or an earlier process logged them.
 
-        What the run has otherwise is replaced: MLflow keeps both values of a step and shows the newer one. What it has already is not
-        logged again, which costs a request for each metric that the run has.
+        A value that differs from the run's replaces it: MLflow keeps both values of a step and shows the newer one. An equal value is not
+        logged again. The comparison costs one request for each metric that the run has.
 
         Args:
             points: By metric and step.
@@ -207,7 +207,7 @@ class TrackedRun:
         self._sender.put("tags", lambda: self._client.log_batch(self._run_id, tags=copy))
 
     def metric_history(self, key: str) -> list[tuple[int, float]]:
-        """Return (step, value) of a metric by step, the newest value of each, with what this process has not delivered yet."""
+        """Return (step, value) of a metric by step, the newest value of each. What this process has logged is delivered first."""
         self.flush()
         history = request(lambda: self._client.get_metric_history(self._run_id, key))
         by_time = sorted(history, key=attrgetter("timestamp"))
@@ -355,7 +355,7 @@ class TrackedRun:
         except MlflowException as error:
             if is_transient(error):
                 raise
-            # Where two runs log a new data set at the same moment, MLflow inserts it twice, and its database refuses one. Now it is there.
+            # If two runs log a new data set at the same moment, MLflow inserts it twice, and its database refuses one. It is there by now.
             self._client.log_inputs(self._run_id, datasets=inputs)
 
     def _send_params(self, flat: Mapping[str, str]) -> None:
@@ -363,7 +363,7 @@ class TrackedRun:
 
         data = self._client.get_run(self._run_id).data
         known, new = data.params, [Param(key, value) for key, value in flat.items() if key not in data.params]
-        # A tag of an earlier resumption may say otherwise, and a setting may have gone back to its first value.
+        # The last value is in the tag of an earlier resumption, if there is one. A setting may also have gone back to its first value.
         shown = {key: data.tags.get(f"resumed.{key}", value) for key, value in known.items()}
         changed = [RunTag(f"resumed.{key}", value) for key, value in flat.items() if key in known and shown[key] != value]
         for start in range(0, len(new), 100):  # MLflow's limit of one request

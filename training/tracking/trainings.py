@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SCORE = "score/best"
-_STATES = {"SCHEDULED": "running"}
 _PAGE = 100
 _MOST_PAGES = 20
 _SECONDS = 3.0
@@ -119,16 +118,17 @@ class LatestTrainings:
     def _training(self, client: MlflowClient, run: Any, trial: str) -> Training:
         tags, params = run.data.tags, run.data.params
         latest = {metric.key: metric for metric in run.to_proto().data.metrics}
-        state = _STATES.get(run.info.status, run.info.status.lower())
+        state = "running" if run.info.status == "SCHEDULED" else run.info.status.lower()
         if state == "running" and tags.get(STEP_TAG, TRAIN_STEP) != TRAIN_STEP:
             state = tags[STEP_TAG]
-        state = "pruned" if state == "killed" and tags.get(PRUNED_TAG) else state
+        elif state == "killed" and tags.get(PRUNED_TAG):
+            state = "pruned"
         rate = latest["train/images_per_second"].value if "train/images_per_second" in latest else None
         step = max((int(metric.step) for key, metric in latest.items() if key.startswith("train/")), default=0)
         num_steps, batch_size = (int(params.get(f"optim.{name}", 0)) for name in ("num_steps", "global_batch_size"))
         num_workers = int(tags.get(NUM_WORKERS_TAG, 0))
-        seconds = batch_size / rate if rate else None  # of an update
-        card_hours = seconds * num_workers / 3600 if seconds and num_workers else None
+        update_seconds = batch_size / rate if rate else None
+        update_card_hours = update_seconds * num_workers / 3600 if update_seconds and num_workers else None
         is_running = state == "running"
         logged = max((int(metric.timestamp) for metric in latest.values()), default=int(run.info.start_time)) / 1000
         best = self._best_score(client, run.info.run_id, int(latest[_SCORE].step)) if _SCORE in latest else (None, None)
@@ -143,13 +143,13 @@ class LatestTrainings:
             step=step,
             num_steps=num_steps,
             images_per_second=rate,
-            seconds_left=max(0, num_steps - step) * seconds if is_running and seconds else None,
+            seconds_left=max(0, num_steps - step) * update_seconds if is_running and update_seconds else None,
             silent_seconds=max(0.0, time.time() - logged) if is_running else None,
             best_score=best[0],
             best_step=best[1],
             gpu_share=_gpu_share({key: metric.value for key, metric in latest.items()}),
-            card_hours=step * card_hours if card_hours else None,
-            card_hours_in_all=(num_steps if is_running else step) * card_hours if card_hours else None,
+            card_hours=step * update_card_hours if update_card_hours else None,
+            card_hours_in_all=(num_steps if is_running else step) * update_card_hours if update_card_hours else None,
         )
 
     def _best_score(self, client: MlflowClient, run_id: str, latest_step: int) -> tuple[float | None, int | None]:

@@ -46,7 +46,7 @@ class _ReplacedError(Exception):
 class Pace:
     """The interval between two looks at a job, and the clock.
 
-    A job is looked at often when its state is new, and rarely when it has been the same for long, as the end of the driver's log
+    A job is looked at often when its state is new. A state that has lasted is looked at rarely, because the end of the driver's log
     ends the wait. So a training of days costs the API server half a request a minute.
 
     Attributes:
@@ -108,18 +108,19 @@ def run_rayjob(
         return False
 
     def follow() -> None:
-        running = _attach_or_create(job, api, prepare, is_done, pace, ownership, stop)
-        try:
-            _watch(job, running["metadata"]["uid"], api, is_done, pace, is_own=bool(ownership.uid))
-        except _ReplacedError:
-            return follow()
-        uid, ownership.uid = ownership.uid, ""
-        if uid and is_done():
-            api.delete_rayjob(job.name, uid)  # its GPUs would idle until KubeRay does it
-        elif not uid and not is_done():  # such as a tuning with fewer trials: our own finds those recorded
+        while True:
+            running = _attach_or_create(job, api, prepare, is_done, pace, ownership, stop)
+            try:
+                _watch(job, running["metadata"]["uid"], api, is_done, pace, is_own=bool(ownership.uid))
+            except _ReplacedError:
+                continue
+            uid, ownership.uid = ownership.uid, ""
+            if uid and is_done():
+                api.delete_rayjob(job.name, uid)  # its GPUs would idle until KubeRay does it
+            if uid or is_done():
+                return
+            # Such as a tuning with fewer trials: our own job finds those that are recorded.
             say(f"RayJob {job.name} of another run has succeeded without this run's result, which goes on with its own")
-            return follow()
-        return None
 
     def follow_all() -> None:
         try:
@@ -340,7 +341,7 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool
 
 
 def _find_watched(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool], *, is_own: bool) -> dict[str, Any] | None:
-    """Return the job of that uid; None if the run is done, and another run that follows the job has deleted or replaced it.
+    """Return the job of that uid. None: the run is done, and another run that follows the job too has deleted or replaced it.
 
     Raises:
         RayJobError, _RayJobLostError: It was deleted while it ran: this launcher's own job, or that of another run.
@@ -362,15 +363,15 @@ def _failure(job: RayJob, status: Status, troubles: list[str]) -> Exception:
     message = failure_message(job.name, status, troubles)
     if not status.is_lost:
         return RayJobError(f"{message}; {remedy_of(status)}")
-    # With this reason the step itself did not fail, as its remedy would say: its driver was killed, or asks for another try.
+    # The remedy of AppFailed says that the step failed. It did not: its driver was killed, or asks for another try.
     return _RayJobLostError(message if status.reason == "AppFailed" else f"{message}; {remedy_of(status)}")
 
 
 def _require_in_time(job: RayJob, found: dict[str, Any], seconds: float, api: KubernetesApi, *, is_own: bool) -> None:
     """Give up a job that KubeRay's operator should have noticed or ended by now, and delete it if it is this launcher's own.
 
-    The deadline is that of the job which is there: another run may have asked for a longer one than `job`. A job of this launcher
-    that outlived it is lost, as is one that KubeRay itself ended at its deadline.
+    The deadline is the found job's: another run may have asked for a longer one than `job`. A job of this launcher that outlived its
+    deadline counts as lost, like one that KubeRay ended at its deadline.
     """
     deadline = found["spec"].get("activeDeadlineSeconds") or job.resources.rayjob.active_deadline_seconds
     is_unseen = read_status(found).deployment == "" and seconds > _SLACK_SECONDS

@@ -166,7 +166,7 @@ def render(job: RayJob) -> dict[str, Any]:
 
 
 def _labels(job: RayJob) -> dict[str, str]:
-    """Return labels of the job and its pods. Pods keep KubeRay's own app.kubernetes.io/name, by which the job's Service selects."""
+    """Return labels of the job and its pods. Not app.kubernetes.io/name: pods keep KubeRay's, by which the job's Service selects them."""
     return {**job.resources.rayjob.labels, "app.kubernetes.io/managed-by": "iddpm", RUN_LABEL: job.name}
 
 
@@ -215,7 +215,7 @@ def _cluster(job: RayJob) -> dict[str, Any]:
 def _ray_pod(job: RayJob, container: str, amounts: Mapping[str, str], env: Mapping[str, str]) -> dict[str, Any]:
     values = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_task_oom_retries": "3",  # without end otherwise, of a task that was killed for its node's memory
+        "RAY_task_oom_retries": "3",  # Ray's default repeats without end a task that was killed for its node's memory
         # A node with GPUs may have to start first, and pull a large image.
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1200",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_SECONDS),

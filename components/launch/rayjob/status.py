@@ -21,6 +21,12 @@ _REMEDIES = {
     "JobStatusCheckTimeoutExceeded": f"Ray's head did not answer, as when it runs out of memory; give the head more memory, and {_RESUMES}",
     "ValidationFailed": "KubeRay refuses the manifest; is its operator 1.7 or later?",
 }
+_SUMMARIES = {
+    "": "is not yet seen by KubeRay",
+    "Suspended": "waits in the queue until there is room for all its pods",
+    "Initializing": "is starting its cluster",
+    "Waiting": "waits to be submitted",
+}
 _LOST = ("SubmissionFailed", "DeadlineExceeded", "JobDeploymentStatusTransitionGracePeriodExceeded", "JobStatusCheckTimeoutExceeded")
 """Reasons that say nothing against the run itself."""
 _LOST_DRIVER = re.compile(rf"exit code (-9|137|{TRY_AGAIN})\b|Submitter completed but Ray job not found|node .*(died|dead|preempted)", re.I)
@@ -66,11 +72,9 @@ class Status:
     @property
     def summary(self) -> str:
         """The state in words, for a progress line."""
-        if self.deployment == "Suspended":
-            return "waits in the queue until there is room for all its pods"
-        return {"": "is not yet seen by KubeRay", "Initializing": "is starting its cluster", "Waiting": "waits to be submitted"}.get(
-            self.deployment, f"is {self.deployment}" + (f" ({self.job})" if self.job else "")
-        )
+        if self.deployment in _SUMMARIES:
+            return _SUMMARIES[self.deployment]
+        return f"is {self.deployment} ({self.job})" if self.job else f"is {self.deployment}"
 
 
 def is_lost_driver(message: str) -> bool:

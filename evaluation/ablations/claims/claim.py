@@ -29,13 +29,13 @@ class Deciding:
     """The number that decides a claim.
 
     Attributes:
-        name: Its name, with which a sentence begins.
+        name: Its name, as the beginning of a sentence.
         value: The number; for several seeds their mean.
         error: Its standard error, 0 where it is unknown; for several seeds half the width of the 95% interval.
         level: The paper says that the number is below this level.
         above: The paper says that it is above the level instead.
         one_sided: The other side of the level decides nothing: a curve that has not become worse may still do so.
-        sides: If the number is a difference, name and number of its two sides, then of further numbers that the evidence shows.
+        sides: For a difference, name and value of its two sides, then of further numbers that the evidence shows; else empty.
         unit: Unit of the sides.
         seeds: The number of each seed; empty for one run.
     """
@@ -82,7 +82,7 @@ def claim(
     """Test a statement of the paper that one number is smaller than another. For distances and bits/dim, smaller is better.
 
     `smaller` and `larger` are name and estimate of the numbers, in the unit `unit`. If a trial is missing, the estimate is None,
-    and so is the result. `beside` are names and values of further numbers of that unit, which the evidence shows and which decide nothing.
+    and so is the result. `beside` are names and values of further numbers of that unit. The evidence shows them; they decide nothing.
     """
     (a_name, a), (b_name, b) = smaller, larger
     if a is None or b is None:

@@ -130,9 +130,9 @@ def find(records: Iterable[TrialRecord], *, role: str = "", **values: Any) -> Tr
 
 
 def distance_name(records: Iterable[TrialRecord], *measures: str) -> str:
-    """Return what a distance of these records is called, such as "FID"; "distance" where no trial took one.
+    """Return the name of the records' distance, such as "FID"; "distance" where no trial has one.
 
-    `measures` took it, the first one first; without any, it is the reported distance's name, or else a curve's.
+    `measures` are the measures to look at, in this order; none looks at the reported evaluation, then at the curves.
     """
     for record in records:
         for measure in measures or ("final", "sampling-steps", "figure-1"):

@@ -103,7 +103,7 @@ class Ablation:
         runs_of: For an ablation that only evaluates existing runs: the ablation that trains them at the other scales. Else empty.
         counts: Counts of timesteps at the paper's scale; see `counts`.
         shared: Overrides of every trial that the measures need; they change no result of the paper.
-        named_runs: A run that the user names may stand in for a trial's training, although others are trained.
+        named_runs: The user may name a run in place of a trial's training; the other trials are trained.
     """
 
     name: str
@@ -228,33 +228,34 @@ def trials(
     for item in user:
         if (path := item.partition("=")[0].strip()) in ablation.varied:
             raise UserError(f"{item}: the ablation {ablation.name!r} varies {path} itself")
-    planned = []
-    for setting in settings:
-        own = format_overrides(setting.overrides)
-        all_overrides = (*(() if setting.role in runs else ablation.shared), *own, *user)
-        experiment = preset(setting.preset, all_overrides)  # refuses now what would fail in the middle of a sweep
-        if ablation.trains and setting.role not in runs:
-            experiment.require_guide()
-            experiment.require_annealing()
-            experiment.require_used()
-        for path in _HYBRID_ONLY:
-            if path in ablation.varied and experiment.diffusion.objective != "hybrid":
-                raise UserError(f"the ablation {ablation.name!r} varies {path}, which L_{experiment.diffusion.objective} does not have")
-        values = values_of(ablation, experiment)
-        planned.append(
-            Trial(
-                label=setting.role or " ".join(f"{name}={format_value(value)}" for name, value in values.items()),
-                values=values,
-                preset=setting.preset,
-                overrides=all_overrides,
-                own=own,
-                role=setting.role,
-                run_uri=runs.get(setting.role, ""),
-                measures=ablation.measures if setting.measures is None else setting.measures,
-            )
-        )
+    planned = [_plan_trial(ablation, setting, user, runs) for setting in settings]
     _require_different(ablation, planned)
     return tuple(planned) if seeds == 1 else tuple(_with_seed(trial, number) for number in range(seeds) for trial in planned)
+
+
+def _plan_trial(ablation: Ablation, setting: Setting, user: Sequence[str], runs: Mapping[str, str]) -> Trial:
+    """Return the trial of a setting; refuse now what would fail in the middle of a sweep."""
+    own, is_named = format_overrides(setting.overrides), setting.role in runs
+    overrides = (*(() if is_named else ablation.shared), *own, *user)
+    experiment = preset(setting.preset, overrides)
+    if ablation.trains and not is_named:
+        experiment.require_guide()
+        experiment.require_annealing()
+        experiment.require_used()
+    for path in _HYBRID_ONLY:
+        if path in ablation.varied and experiment.diffusion.objective != "hybrid":
+            raise UserError(f"the ablation {ablation.name!r} varies {path}, which L_{experiment.diffusion.objective} does not have")
+    values = values_of(ablation, experiment)
+    return Trial(
+        label=setting.role or " ".join(f"{name}={format_value(value)}" for name, value in values.items()),
+        values=values,
+        preset=setting.preset,
+        overrides=overrides,
+        own=own,
+        role=setting.role,
+        run_uri=runs.get(setting.role, ""),
+        measures=ablation.measures if setting.measures is None else setting.measures,
+    )
 
 
 def label_of(setting: str, seed: int | None) -> str:

@@ -115,7 +115,7 @@ class AblationRequest(KnownFieldsOnly, PlainRecord):
         return counts(self.ablation(), self.scale)
 
     def registered(self) -> list[str]:
-        """Return the plan registered for the small scale in lines: its reason, or what differs from it, and what decides each claim."""
+        """Return the plan registered for the small scale, as lines: its reason (or the changes to it), then what decides each claim."""
         small = self.ablation().small
         if self.scale != "small" or small is None:
             return []

@@ -18,7 +18,6 @@ _BATCHES = (
     {"optim.global_batch_size": 16, "optim.learning_rate": 0.0004, "optim.num_steps": 3200, "optim.checkpoint_interval": 800},
     {"optim.global_batch_size": 32, "optim.learning_rate": 0.002, "optim.num_steps": 1600, "optim.checkpoint_interval": 400},
 )
-_DROPOUTS = {"diffusion.schedule": ("linear", "cosine"), "model.dropout": (0.1, 0.2, 0.3)}
 _FEW_IMAGES = {"data.name": "digits-few", "optim.num_steps": 2000, "optim.checkpoint_interval": 200}
 _CONDITIONAL = {
     "model.class_conditional": True,
@@ -87,8 +86,8 @@ SMALL: dict[str, SmallScale] = {
     "cifar10-dropout": SmallScale(
         settings=tuple(
             Setting(preset=f"digits-tiny-hybrid-{schedule}", overrides={**_FEW_IMAGES, "model.dropout": dropout})
-            for schedule in _DROPOUTS["diffusion.schedule"]
-            for dropout in _DROPOUTS["model.dropout"]
+            for schedule in ("linear", "cosine")
+            for dropout in (0.1, 0.2, 0.3)
         ),
         reason="Overfitting needs few images and many updates: 200 images are seen 320 times each.",
         claims=(

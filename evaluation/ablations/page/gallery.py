@@ -34,9 +34,9 @@ class StoredSummary:
 
 
 def write_gallery(folder: Path) -> Path:
-    """List the reports of a folder's sub-folders with their findings, and return the page.
+    """List the reports of a folder with their findings, and return the page.
 
-    The folder has one for each ablation, with `report.html` and `summary.json`; it is created where it is missing.
+    Each ablation has a sub-folder with `report.html` and `summary.json`. The folder is created if it is missing.
     """
     page = folder / "index.html"
     storage.write_bytes(str(page), html.render(_TEMPLATE, entries=_entries(folder)).encode())

@@ -95,8 +95,8 @@ def _describe_data(records: Sequence[TrialRecord]) -> str:
 def _describe_distance(name: str, *, with_paper: bool) -> str:
     if name in ("distance", "FID"):
         return ""
-    text = f"{name} is a Frechet distance in the features of another network than Inception. It is not an FID and cannot be compared with "
-    text += "published numbers."
+    text = f"{name} is a Frechet distance in the features of another network than Inception. "
+    text += "It is not an FID and cannot be compared with published numbers."
     return text + (" The paper's FIDs are shown for their order." if with_paper else "")
 
 

@@ -137,10 +137,10 @@ def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list
 
 
 def reported(request: AblationRequest, index: int, record: TrialRecord) -> PaperResult | None:
-    """Return the paper's result for a trial; at the other scales, that of the paper's trial with the same objective and schedule.
+    """Return the paper's result for a trial. At the small and tiny scales it is that of the paper's trial which the trial repeats.
 
-    Where several have both, it is the one at the same place among them. There is none for what the paper did not do: a user's grid,
-    another objective, or at another scale another preset.
+    That is the paper's trial with the same objective and schedule; of several, the n-th one for the n-th such trial. There is no result
+    for what the paper did not do: a user's grid, another objective, or at these scales another preset.
 
     Args:
         index: The trial's place among the settings of the request's scale.
@@ -167,9 +167,9 @@ def reported(request: AblationRequest, index: int, record: TrialRecord) -> Paper
 
 
 def _of_paper(request: AblationRequest, index: int) -> Setting | None:
-    """Return the paper's setting that one of another scale repeats; None where the paper has fewer of its kind.
+    """Return the paper's setting that a setting of another scale repeats; None where the paper has fewer of its kind.
 
-    Of several data sets, it is of the first one with the most kinds of the table, so that its numbers can be put in order.
+    A kind is an objective and a schedule. Where the paper has several data sets, the one that has most of the table's kinds comes first.
     """
 
     def kind(setting: Setting) -> tuple[str, str]:

@@ -260,9 +260,9 @@ def read_images(uri: str, count: int | None = None) -> Tensor:
 
 
 def paired_correlation(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Return the mean pixel correlation of the images i of both sets, and of image i of one with image i + 1 of the other.
+    """Return the mean pixel correlation of image i of one set with image i of the other, and with image i + 1.
 
-    Images from the same noise share their composition, if the two models do; the second number is that of unrelated images.
+    Image i of both sets is drawn from the same noise. The second number is the correlation of unrelated images.
     """
     a, b = (_standardise(images) for images in (first, second))
     return float((a * b).mean()), float((a * b.roll(1, 0)).mean())

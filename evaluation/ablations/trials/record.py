@@ -17,7 +17,7 @@ from training.config.validation import KnownFieldsOnly
 from training.console import say
 
 _LONGEST_SLUG = 250
-"""With ".json" behind it that is the longest name of a file on most disks, 255 bytes."""
+"""With ".json" it makes 255 bytes, the longest file name on most disks."""
 
 
 @dataclass(kw_only=True)

@@ -55,9 +55,8 @@ class TrialModel:
 def find_trial_model(run_uri: str, *, best: bool = False) -> TrialModel:
     """Find the checkpoint and the weights of a run to evaluate.
 
-    `run_uri` may also be a checkpoint's directory, of which the first average is taken. `best` takes the weights of the final
-    choice, or else those with the best score, if the run's files name them. Without such weights, and without `best`, it is the
-    first average of the latest checkpoint.
+    `run_uri` may also be a checkpoint's directory; then it is the checkpoint's first average. `best` takes the weights of the final
+    choice, or else those with the best score, if the run's files name them. Otherwise it is the first average of the latest checkpoint.
 
     Raises:
         UserError: There is no checkpoint.

@@ -67,7 +67,9 @@ def cost(
     preset: str = typer.Argument("", help="Name of a preset, or experiment file (TOML); none prints a line for each preset."),
     overrides: list[str] = options.SET,
     card: str = typer.Option("H100", help="Accelerator, like H100, A100 or L4; CPU is one core."),
-    utilisation: float = typer.Option(None, help="Utilisation of its peak, 0 to 1, instead of the measured one.", show_default=False),
+    utilisation: float | None = typer.Option(
+        None, help="Utilisation of its peak, 0 to 1, instead of the measured one.", show_default=False
+    ),
     price_per_hour: float | None = typer.Option(
         None, min=0, help="Price of one card per hour, in any currency; adds the total.", show_default=False
     ),

@@ -58,7 +58,7 @@ def accept(
 
 
 def _resolve(model: str) -> tuple[str, str]:
-    """Return the directory of the model's run, which has the nights of all its checkpoints, and the name of this one's."""
+    """Return the directory of the model's run, and the name of the model's checkpoint among the run's nights."""
     from evaluation.monitoring.nightly import checkpoint_name
     from evaluation.records.run_directory import run_uri_of
     from evaluation.selection.resolve import resolve_model

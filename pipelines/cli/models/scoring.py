@@ -356,7 +356,7 @@ def metrics(as_json: bool = JSON) -> None:
 
 
 def model_and_data(model: str, data: str) -> tuple[ResolvedModel, str]:
-    """Return the model of that name, and its data set: the given one, or else that of its training, refused if it is not known."""
+    """Return the model of that name, and its data set: the given one, or else that of its training. Refuse an unknown data set."""
     from evaluation.selection.resolve import resolve_model
 
     found = resolve_model(model)
@@ -368,7 +368,7 @@ def model_and_data(model: str, data: str) -> tuple[ResolvedModel, str]:
 def evaluation_options(
     checkpoint_uri: str, steps: str = "", method: str = "", sampling: Sequence[str] = (), **given: Any
 ) -> EvaluationOptions:
-    """Return the options of an evaluation. An empty word or 0 for one of `_OF_EXPERIMENT` takes the experiment's own value."""
+    """Return the options of an evaluation. Those of `_OF_EXPERIMENT` take the experiment's own value if they are empty or 0."""
     from evaluation.evaluate.options import EvaluationOptions
 
     chosen = {name: value for name, value in given.items() if value or name not in _OF_EXPERIMENT}
@@ -379,7 +379,7 @@ def evaluation_options(
 def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions, specs: Iterable[ModelSpec]) -> str:
     """Return the URI of the data set's reference statistics: those of the pipeline that trained the model, or those in the data set.
 
-    Missing ones are computed. Metrics that can't be had, models (`specs`) that can't be read, and options that can't be are refused first.
+    Missing ones are computed. Before that, it refuses metrics and options that are not possible, and models (`specs`) that can't be read.
     """
     from components.steps.reference import REFERENCES
     from evaluation.distances.reference_statistics import compute_reference, find_reference
@@ -392,16 +392,16 @@ def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions
     evaluation = experiment.evaluation
     network = load_extractor(options.extractor or evaluation.extractor, weights=options.extractor_weights, device=options.own_device)
     require_metrics(experiment, network, data_uri, options)
-    train_uri, directory, count = storage.join(data_uri, "train"), storage.join(data_uri, REFERENCES), evaluation.num_reference_images
+    train_uri, count = storage.join(data_uri, "train"), evaluation.num_reference_images
     root = re.fullmatch("(.*[^/])/runs/[^/]+", run_uri_of(model.checkpoint_uri))
     if root and (found := find_reference(train_uri, network, storage.join(root[1], REFERENCES), count)):
         return found.uri
     check = functools.partial(require_possible, specs, data_uri, options)
-    return compute_reference(train_uri, network, directory, count, before=check).uri
+    return compute_reference(train_uri, network, storage.join(data_uri, REFERENCES), count, before=check).uri
 
 
 def _spec(spec: ModelSpec, ends: str, ends_weights: str, ends_width: int) -> ModelSpec:
-    """Return the model; with a model of the ends, the ensemble in which it takes the timesteps between them."""
+    """Return the model, or with `ends` the ensemble: `ends` takes the first and last timesteps, and the model those between."""
     import dataclasses
 
     from evaluation.selection.resolve import resolve_model

@@ -118,8 +118,8 @@ def run_requests(
 ) -> list[AblationResult]:
     """Run the requests one after the other, print where their reports are, and return their results.
 
-    The arguments are those of `pipelines.local.ablate.run_ablation`; of several ablations each takes the sources of its own data sets. A
-    failed trial raises PipelineError when the others have run.
+    The arguments are those of `pipelines.local.ablate.run_ablation`. Each ablation takes the sources of its own data sets. A failed trial
+    raises PipelineError when the others have run.
 
     Raises:
         UserError: A source is of a data set that none of several ablations has.
@@ -151,7 +151,7 @@ def run_requests(
         except UserError as error:
             if len(requests) == 1:
                 raise
-            failures.append(f"{request.name} ({error})")  # it evaluates runs of an ablation that failed; the others go on
+            failures.append(f"{request.name} ({error})")  # such as one that evaluates the runs of an ablation that failed
             continue
         results.append(result)
         print(f"{request.name}: {shorten_path(result.folder / 'report.html')}", flush=True)
@@ -166,7 +166,7 @@ def run_requests(
 
 
 def _check_sources(requests: list[AblationRequest], sources: list[str], data_options: str) -> list[dict[str, str]]:
-    """Return for each ablation the sources of the data sets that it has; refuse one that no ablation has, and options that are wrong."""
+    """Return the sources of each ablation's own data sets. Refuse a source of a data set that none has, and sources in `data_options`."""
     from components.steps.settings import refuse_sources
 
     refuse_sources(data_options, "give --source")
@@ -337,12 +337,14 @@ def _repeated_keys(node: Any) -> list[str]:
 
 
 def pairs(words: list[str], option: str) -> dict[str, str]:
-    """Parse words like NAME=ADDRESS; refuse another form by the option's name."""
-    found = {}
+    """Parse words like NAME=ADDRESS; refuse another form, and a name that is given twice. Messages name the option."""
+    found: dict[str, str] = {}
     for word in words:
         key, _, value = word.partition("=")
         if not key or not value:
             raise UserError(f"{option} {word}: write NAME=ADDRESS")
+        if key in found:
+            raise UserError(f"{option} {key} is given twice; give one address")
         found[key] = value
     return found
 

@@ -47,7 +47,7 @@ def reproduce(
         return
     if name not in REPRODUCTIONS:
         raise UserError(f"there is no table {name!r} to reproduce; {suggest(name, REPRODUCTIONS, 'tables')}")
-    card = card_named(card)  # an unknown one is refused before the first row is printed
+    card = card_named(card)  # refuses an unknown one before the first row is printed
     request = AblationRequest(name=name, scale="paper", overrides=tuple(overrides), runs=pairs(runs, "--run"), seeds=seeds)
     import torch
 

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def add_experiment(pipeline: CompiledPipeline, name: str, *, preset: str, words: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the preset and the pipeline's parameters, as words, with what a name stands for: a preset, an experiment file or an ablation.
+    """Add a preset, an experiment file or an ablation by its name. Return the preset, and the pipeline's parameters as words.
 
     Args:
-        name: The user's word; empty adds nothing.
-        preset: That of --preset.
-        words: Those of --param.
+        name: The user's word for it; empty adds nothing.
+        preset: The value of --preset.
+        words: The values of --param.
 
     Raises:
         UserError: The pipeline takes no such name, or another option says the same.

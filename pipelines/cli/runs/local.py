@@ -157,7 +157,7 @@ def train(
 
 
 def _own_images(images: str, words: Sequence[str] = ()) -> list[str]:
-    """Return the pipeline's parameters, as words, for a user's images; `words` are the user's own."""
+    """Return parameters of the pipeline, as words, for a user's images. `words` are the parameters that the user gave."""
     if any(word.startswith("data_source=") for word in words):
         raise UserError("--images and --param data_source both name the images; give one of them")
     address = absolute(images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -18,25 +19,28 @@ from training.tracking.trainings import Training
 
 _WIDTH = 100
 _TRIAL_WIDTH = 60
-"""Room for the longest label of the paper's ablations with its seed, which stands last."""
+"""Room for the longest label of the paper's ablations, with the seed at its end."""
 _SILENT_SECONDS = 600.0
-"""A running training that has logged nothing for longer is shown as silent; the webhook tells of it later."""
+"""A running training that has logged nothing for longer is shown as silent. The webhook waits longer before it tells of it."""
 _WATCH_SECONDS = 5.0
 _HEADS = ("training", "state", "updates", "images/s", "best score", "card-hours", "GPU")
 
 
 def run_lines(runs: Sequence[dict[str, Any]], trainings: Sequence[Training], price_per_hour: float | None) -> list[str]:
     """Return the pipelines' runs as KFP lists them, each with its trainings below it."""
-    by_run = {run["run_id"]: [each for each in trainings if each.pipeline_run_id == run["run_id"]] for run in runs}
-    shown = [each for own in by_run.values() for each in own]
     if not runs:
         return []
     heads = table([(run["run_id"], run["state"], format_time(run["created"]), run["pipeline"], run["name"]) for run in runs])
+    by_run = [[each for each in trainings if each.pipeline_run_id == run["run_id"]] for run in runs]
+    shown = list(itertools.chain(*by_run))
     if not shown:
         return heads
-    first, *rest = training_lines(shown, price_per_hour, indent=2)
-    rows = iter(rest)
-    return [first, *(line for head, own in zip(heads, by_run.values(), strict=True) for line in (head, *(next(rows) for _ in own)))]
+    titles, *rows = training_lines(shown, price_per_hour, indent=2)
+    lines = [titles]
+    for head, own in zip(heads, by_run, strict=True):
+        lines += [head, *rows[: len(own)]]
+        rows = rows[len(own) :]
+    return lines
 
 
 def training_lines(trainings: Sequence[Training], price_per_hour: float | None = None, *, indent: int = 0) -> list[str]:
@@ -53,7 +57,7 @@ def training_lines(trainings: Sequence[Training], price_per_hour: float | None =
 
 
 def _with_short_trials(trainings: Sequence[Training]) -> list[Training]:
-    """Leave out of the trials' labels the settings that all of them have, and the names of those that are words; words come first."""
+    """Shorten the trials' labels: leave out settings that all trials share, and of a setting that is a word, its name. Words come first."""
     settings = [each.trial.split() for each in trainings if each.trial]
     shared = set(settings[0]).intersection(*settings) if len(settings) > 1 else set()
 
@@ -71,7 +75,7 @@ def _with_short_trials(trainings: Sequence[Training]) -> list[Training]:
 def watch(lines: Callable[[], list[str]]) -> None:
     """Show lines again every five seconds until Ctrl-C: in place on a terminal, else one after the other without control characters.
 
-    An error ends it at the first look only. Later ones pass by themselves, as of an MLflow that starts again, and are shown.
+    An error ends it at the first look. Later errors are shown, and it goes on: MLflow may be starting again.
     """
     from rich.console import Console
     from rich.live import Live
@@ -131,9 +135,9 @@ def _amount(value: float) -> str:
 
 
 def _shorten(name: str, width: int) -> str:
-    """Return a run key and the trial after it in `width` characters: the key stays from its ten digits on, by which a run is found.
+    """Return a run key and its trial in `width` characters. The key keeps its ten digits, by which a run is found.
 
-    Of a trial 60 characters stay even so: its last digits may be all that tells it from the next one.
+    A trial keeps 60 characters even if that is wider: its last digits may be all that tells it from the next one.
     """
     if len(name) <= width:
         return name

@@ -108,6 +108,7 @@ def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path, run_
         (("ablate", "mine", "--grid", "seed=1,2"), "needs an experiment to vary"),
         (("ablate", "mine", "--grid", "seed", "--preset", "digits-tiny-hybrid-cosine"), "section.field=a,b,c"),
         (("ablate", "vlb-ratio", "--run", "vlb"), "--run vlb: write NAME=ADDRESS"),
+        (("ablate", "vlb-ratio", "--run", "vlb=s3://a", "--run", "vlb=s3://b"), "--run vlb is given twice; give one address"),
         (("report", "hybrid-wait"), "did you mean 'hybrid-weight'"),
         (("report", "mine", "--grid", "seed=1,2"), "needs an experiment to vary"),
         (("reproduce", "cifar-table2"), "did you mean 'cifar10-table2'"),

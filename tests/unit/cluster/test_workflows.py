@@ -13,7 +13,7 @@ import pytest
 from recorded_workflows import recorded, workflow_states
 
 from components.cluster.failures import last_error, step_errors, step_lines
-from components.cluster.workflows import attempts, nodes_of
+from components.cluster.workflows import attempts, form_of, nodes_of
 from training import storage
 
 
@@ -36,6 +36,10 @@ def test_compressed_nodes_are_the_same_nodes() -> None:
 
 def test_a_workflow_without_nodes_has_no_steps() -> None:
     assert attempts(workflow_states("bad-source-failed")[0]) == []
+
+
+def test_a_workflow_that_kfp_did_not_make_has_no_form() -> None:
+    assert form_of({"spec": {"templates": [{"dag": {"tasks": [{"name": "a", "template": "b"}]}}]}}) == {}
 
 
 def test_steps_have_their_names_and_those_of_a_loop_the_number_of_their_item() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from training import storage
 from training.tracking.metrics_file import METRICS, MetricsFile, last_time, read_metric
 
 
@@ -61,6 +62,25 @@ def test_a_value_that_replaces_another_is_newer_also_where_the_clock_was_set_bac
     again = MetricsFile(str(tmp_path))
     again.save()
     assert again.unsent[-4:] == file.unsent, "equal points are sent once"
+
+
+def test_a_record_that_could_be_read_only_in_part_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = MetricsFile(str(tmp_path))
+    file.append({"loss": 3.0}, 10, 10)
+    file.save()
+    resumed, read_bytes = MetricsFile(str(tmp_path)), storage.read_bytes
+
+    def fail_at_second_file(uri: str) -> bytes:
+        if not uri.endswith(METRICS):
+            raise storage.StorageError("no answer", transient=True)
+        return read_bytes(uri)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "read_bytes", fail_at_second_file)
+        with pytest.raises(storage.StorageError):
+            resumed.save()
+    resumed.save()
+    assert resumed.unsent == file.unsent
 
 
 def test_the_line_of_a_rollback_is_one_that_earlier_versions_read(tmp_path: Path) -> None:

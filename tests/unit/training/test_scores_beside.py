@@ -307,6 +307,18 @@ def test_a_checkpoint_that_is_trained_again_after_a_rollback_is_scored_again(tmp
     side.close()
 
 
+def test_a_score_that_failed_is_not_tried_again_for_a_checkpoint_that_a_rollback_removed(tmp_path: Path) -> None:
+    save(tmp_path, 10, 20)
+    pool = Pool(failing=[20])
+    side = hooks_of(tmp_path, Scores([10]), pool)
+    side.hooks().should_stop(25)
+    checkpoint.remove(str(tmp_path), [20])
+    side.go_back_to(10)
+    side.finish(Outcome(step=10, stop_reason=None))
+    assert pool.attempts == [20]
+    side.close()
+
+
 @pytest.mark.parametrize("has_scorer", [True, False])
 def test_a_range_of_workers_is_one_for_each_gpu_of_a_node(has_scorer: bool) -> None:
     asked = scaling(Resources(num_workers=32, min_workers=1, num_gpus_per_worker=1), has_scorer=has_scorer)

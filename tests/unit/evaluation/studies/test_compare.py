@@ -16,6 +16,7 @@ from PIL import Image
 from evaluation.distances.reference_statistics import compute_reference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.features.extractors import load_extractor
+from evaluation.records import npz
 from evaluation.records.paired import Difference, judge_together
 from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.sample_set import draw, plan_samples
@@ -79,6 +80,25 @@ def test_a_model_without_a_finite_distance_has_no_difference_and_a_dash_in_the_t
     assert re.search(r"^step 200 +- +- +", study.text, re.MULTILINE)
     assert not [name for name, _ in study.points if re.match(r"distance(_difference)?/2_", name)]
     assert "NaN" not in study.files["comparison.json"].decode()
+
+
+def test_a_model_with_an_infinite_likelihood_has_no_difference_of_bits_per_dim(
+    comparison: Comparison, digits_uri: str, reference_uri: str
+) -> None:
+    other = comparison.models[1].result
+    assert other.likelihood is not None
+    uri = other.likelihood["per_image_uri"]
+    arrays = npz.read_arrays(uri)
+    infinite = arrays["bits_per_dim"].copy()
+    infinite[0] = math.inf
+    npz.write_arrays(uri, {**arrays, "bits_per_dim": infinite})
+    try:
+        run_uri = run_uri_of(other.checkpoint_uri)
+        found = compare([_spec(run_uri, step) for step in (100, 200, 300)], digits_uri, reference_uri, options=_FEW)
+    finally:
+        npz.write_arrays(uri, arrays)
+    assert [model.likelihood_difference is None for model in found.models] == [True, True, False]
+    assert "Infinity" not in as_study(found).files["comparison.json"].decode()
 
 
 def test_a_difference_on_common_noise_has_a_smaller_error_than_independent_draws(comparison: Comparison) -> None:
