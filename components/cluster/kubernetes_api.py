@@ -245,7 +245,7 @@ class KubernetesApi:
         return self._call(what, _none_for(read, 404))
 
     def _list(self, what: str, kind: tuple[str, str, str], selector: str, *, required: bool = False) -> Iterator[dict[str, Any]]:
-        token = ""
+        token, seen = "", set[str]()
 
         def read(api: client.ApiClient) -> Any:
             return client.CustomObjectsApi(api).list_namespaced_custom_object(
@@ -253,10 +253,16 @@ class KubernetesApi:
             )
 
         while True:
-            found = self._call(what, read if required else _none_for(read, 404))
-            yield from found["items"] if found else ()
+            # The token expires after some minutes, which the work on a page may take (410): then the list begins again.
+            statuses = (() if required else (404,)) + ((410,) if token else ())
+            found = self._call(what, _none_for(read, *statuses))
+            is_expired = bool(token) and found is None
+            for item in found["items"] if found else ():
+                if item["metadata"]["name"] not in seen:
+                    seen.add(item["metadata"]["name"])
+                    yield item
             token = ((found or {}).get("metadata") or {}).get("continue") or ""
-            if not token:
+            if not token and not is_expired:
                 return
 
     def _call(self, what: str, send: Callable[[client.ApiClient], T]) -> T:

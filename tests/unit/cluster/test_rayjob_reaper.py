@@ -92,6 +92,18 @@ def test_sixty_jobs_that_go_on_cost_the_cluster_two_lists_in_pages(cluster):
     assert cluster.count("GET") == 6
 
 
+def test_a_list_whose_next_page_has_expired_is_asked_for_again_and_gives_each_item_once(cluster):
+    names = [f"train-{number}" for number in range(60)]
+    cluster.workflows.update({name: {"metadata": {"name": name, "uid": f"uid-{name}"}} for name in names})
+    found = []
+    for workflow in KubernetesApi(fake_kubernetes.NAMESPACE).workflows(""):
+        if len(found) == 30:  # in the second page, as if the work so far had taken minutes
+            cluster.faults["GET"] = [410]
+        found.append(workflow["metadata"]["name"])
+    assert found == names
+    assert cluster.count("GET", "/workflows") == 3 + 3
+
+
 def test_a_finished_job_stays_for_its_log(cluster):
     cluster.add_rayjob(_manifest(), _DONE)
     _workflow(cluster, "Succeeded")
