@@ -75,6 +75,8 @@ def collect(
         StorageError: The storage can't be read, or refuses to delete.
     """
     root_uri = storage.absolute(root_uri).rstrip("/")
+    if not root_uri:  # the storage takes an empty address for the current folder
+        raise UserError("the address of the storage root is empty or /; name the directory that contains runs/, like s3://iddpm")
     found = records()  # first: what begins to be written after it is too young to be deleted
     stored = storage.list_objects(root_uri)
     read = functools.cache(_read_text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError, in_one_line
 from training.config.experiment import Experiment
+from training.config.validation import parse_json
 from training.data.format.manifest import MANIFEST, read_manifest
-from training.tracking.metrics_file import METRICS
+from training.tracking.metrics_file import METRICS, parse_metrics
 
 _CHECKPOINT = re.compile(r"(.*/step=\d{8})/[^/]+$")
 
@@ -47,6 +47,8 @@ def verify(directory_uri: str) -> Verification:
         StorageError: The storage does not answer.
     """
     directory_uri = directory_uri.rstrip("/")
+    if not directory_uri:  # the storage takes an empty address for the current folder
+        raise UserError("the address is empty or /; name the directory of a run, a checkpoint or a data set")
     uris = set(storage.list_uris(directory_uri))
     checkpoints = sorted({match[1] for uri in uris if (match := _CHECKPOINT.match(uri))})
     data_sets = sorted(uri.removesuffix(f"/{MANIFEST}") for uri in uris if uri.endswith(f"/{MANIFEST}"))
@@ -113,12 +115,17 @@ def _parse(uri: str) -> str:
     """Return what is wrong with a file that has no digest; empty if it can be parsed."""
     try:
         text = storage.read_bytes(uri)
-        if uri.endswith(f"/{EXPERIMENT}"):
-            Experiment.from_json(text)
-        for part in text.splitlines() if uri.endswith(".jsonl") else [text]:
-            json.loads(part)
     except storage.ObjectNotFoundError:
         return ""  # removed since the listing
+    try:
+        if uri.endswith(f"/{METRICS}"):
+            parse_metrics(text, uri.removesuffix(f"/{METRICS}"))
+            return ""
+        parse_json(text)
+        if uri.endswith(f"/{EXPERIMENT}"):
+            Experiment.from_json(text)
+    except storage.StorageError as error:  # of the metrics; it names the line
+        return str(error).removeprefix(f"{uri}: ")
     except ValueError as error:
         return f"can't be read ({in_one_line(error)})"
     return ""

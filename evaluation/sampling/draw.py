@@ -56,7 +56,8 @@ def draw_images(
         device: The device of each worker.
 
     Raises:
-        UserError: The request does not suit the model, the directory contains other images, or `grid_path` can't be a PNG.
+        UserError: The request does not suit the model, the directory contains other images, or `grid_path` can't be a PNG, or
+            `npz_uri` no npz.
         CheckpointError: There is no such checkpoint.
         StorageError: The PNG or the npz can't be written there.
     """
@@ -64,6 +65,8 @@ def draw_images(
         raise UserError(f"{grid_path}: the images are written as PNG; name a file like samples.png")
     for uri in filter(None, (str(grid_path), npz_uri)):
         storage.check_destination(uri)
+    if npz_uri and not npz_uri.lower().endswith(".npz"):
+        raise UserError(f"{npz_uri}: the file of all images is written as npz; name a file like samples.npz")
     own_device = choose_device(device if num_workers <= 1 else "auto")
     model = request.model.load(own_device if sample_set.may_be_estimated(request.sampling) else "cpu")
     plan = _plan(request, model)

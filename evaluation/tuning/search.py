@@ -11,7 +11,7 @@ from typing import Any
 
 from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.config.validation import require
+from training.config.validation import parse_json, require
 
 FORM = "write LOW..HIGH, log:LOW..HIGH or [A,B,C]"
 _RANGE = re.compile(r"(?P<log>log:)?(?P<low>\S+?)\.\.(?P<high>\S+)")
@@ -97,8 +97,8 @@ def overrides_of(params: Mapping[str, Value]) -> tuple[str, ...]:
 
 def _parse_choices(field: str, text: str, experiment: Experiment) -> Axis:
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError:
+        values = parse_json(text)
+    except ValueError:
         values = [value.strip() for value in text.removeprefix("[").removesuffix("]").split(",")]
     choices = tuple(value if isinstance(value, str) else json.dumps(value) for value in values)
     require(len(set(choices)) > 1 and len(set(choices)) == len(choices), field, f"needs two or more different choices, got {text}")

@@ -31,7 +31,7 @@ from training.config.addresses import without_passwords
 from training.config.errors import UserError
 from training.config.experiment import Resources
 from training.config.files import read_text
-from training.config.validation import close_to, read_json
+from training.config.validation import close_to, parse_json, read_json
 from training.tracking.runs import is_run_key
 
 PRESET, OVERRIDES, FILE = "experiment_preset", "experiment_overrides", "experiment_file"
@@ -422,7 +422,7 @@ def _value(name: str, text: str, definition: Mapping[str, Any]) -> Any:
     if wanted is str:
         return text
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         value = None
     if wanted is float and type(value) is int:
@@ -477,7 +477,7 @@ def _change_resources(pipeline: CompiledPipeline, arguments: dict[str, Any], wor
 def _plain(path: str, field: str, text: str) -> Any:
     """Return a field's value, written as JSON or as bare text. A map's entry is text even if it looks like a number: 2.20 stays 2.20."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         return text
     if MAP_ENTRY.fullmatch(field) and not isinstance(value, str):

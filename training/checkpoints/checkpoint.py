@@ -32,6 +32,7 @@ from training.checkpoints.experiment_file import WRONG_VERSION, read_experiment
 from training.config.errors import UserError, lines_of
 from training.config.experiment import Experiment
 from training.config.run_keys import same_training
+from training.config.validation import parse_json
 from training.console import say
 
 DIRECTORY = "checkpoints"
@@ -317,7 +318,7 @@ def _found(run_uri: str) -> dict[int, bool]:
 def _read_complete(uri: str) -> Any:
     """Return the content of `complete.json`; None where it is missing or damaged."""
     try:
-        complete = json.loads(storage.read_bytes(storage.join(uri, COMPLETE)))
+        complete = parse_json(storage.read_bytes(storage.join(uri, COMPLETE)))
     except (storage.ObjectNotFoundError, ValueError):
         return None
     return complete if isinstance(complete, dict) and isinstance(complete.get("files"), dict) else None
@@ -438,7 +439,7 @@ def read_file(path: Path, uri: str) -> dict[str, Any]:
     `uri` is the file's address, for the message, and its ending says which of the two it is.
     """
     try:
-        value = json.loads(path.read_bytes()) if uri.endswith(".json") else torch.load(path, map_location="cpu", weights_only=True)
+        value = parse_json(path.read_bytes()) if uri.endswith(".json") else torch.load(path, map_location="cpu", weights_only=True)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         # PyTorch's own message recommends to run the code in the file.
         reason = "it contains something else" if isinstance(error, pickle.UnpicklingError) else lines_of(error)[0]

@@ -26,8 +26,8 @@ from training import storage
 from training.checkpoints import checkpoint
 from training.checkpoints.diffusers_experiment import experiment_of
 from training.checkpoints.experiment_file import read_experiment
-from training.checkpoints.import_export import Imported, expected_shapes, read_tensors, save_imported
-from training.checkpoints.network import describe_difference, shapes_of
+from training.checkpoints.import_export import Imported, read_tensors, save_imported
+from training.checkpoints.network import describe_difference, expected_shapes, load_state, shapes_of
 from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, Experiment, ModelConfig
 from training.config.presets import preset as named_preset
@@ -52,6 +52,7 @@ def export_diffusers(checkpoint_uri: str, folder_uri: str, *, weights: str | Non
 
     Raises:
         UserError: diffusers can't express the network, or something is in the folder.
+        CheckpointError: The weights are not those of the checkpoint's experiment.
     """
     experiment = checkpoint.load_experiment(checkpoint_uri)
     config = unet_config(experiment)
@@ -59,19 +60,19 @@ def export_diffusers(checkpoint_uri: str, folder_uri: str, *, weights: str | Non
         raise UserError(f"{folder_uri}: is not empty; name another folder, or delete it if an earlier export was stopped there")
     chosen = checkpoint.choose_weights(checkpoint_uri, weights)
     storage.check_destination(storage.join(folder_uri, CONFIG))
-    state = to_diffusers(checkpoint.load_model_state(checkpoint_uri, chosen), experiment.model)
+    state = to_diffusers(load_state(checkpoint_uri, chosen, experiment), experiment.model)
+    step = checkpoint.step_of(checkpoint_uri)
     scheduler = scheduler_config(experiment.diffusion)
     texts = {CONFIG: config, SCHEDULER: scheduler, checkpoint.EXPERIMENT: experiment.to_dict()}
     if not experiment.model.class_conditional:  # DDPMPipeline passes no labels
         parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
         texts["model_index.json"] = {"_class_name": "DDPMPipeline", "_diffusers_version": _VERSION, **parts}
     # The weights first: where there is no room for them, the folder stays empty.
-    checkpoint.export_file(
-        storage.join(folder_uri, WEIGHTS), "weights.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"})
-    )
+    metadata = {"format": "pt", "step": str(step)}
+    checkpoint.export_file(storage.join(folder_uri, WEIGHTS), "weights.safetensors", lambda path: save_file(state, path, metadata=metadata))
     for name, value in texts.items():
         storage.write_json(storage.join(folder_uri, name), value)
-    card = _model_card(experiment, checkpoint.step_of(checkpoint_uri), chosen)
+    card = _model_card(experiment, step, chosen)
     storage.write_bytes(storage.join(folder_uri, "README.md"), card.encode())
     return {
         "folder_uri": folder_uri,
@@ -118,11 +119,12 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
     uri = _find(folder_uri, WEIGHTS, OLD_WEIGHTS)
     try:
         with storage.open_local(uri) as path:
-            found = read_tensors(path, uri).state
-            state = from_diffusers(_with_current_names(found), experiment)
+            found = read_tensors(path, uri)
+            state = from_diffusers(_with_current_names(found.state), experiment)
     except KeyError as error:
         raise UserError(f"{uri}: is not the weights of {config_uri}: {error} is missing") from error
-    imported = Imported(experiment=experiment, step=experiment.optim.num_steps, state=state)
+    step = experiment.optim.num_steps if found.step is None else found.step  # diffusers and earlier versions of this program store none
+    imported = Imported(experiment=experiment, step=step, state=state)
     return save_imported(imported, run_uri, {"folder": folder})
 
 

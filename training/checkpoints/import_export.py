@@ -9,6 +9,7 @@ import pickle
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,10 @@ from torch import Tensor
 
 from training import storage
 from training.checkpoints import checkpoint
-from training.checkpoints.network import Shapes, describe_difference, shapes_of
+from training.checkpoints.network import Shapes, describe_difference, expected_shapes, load_state, shapes_of
 from training.config import presets
 from training.config.errors import UserError, lines_of
 from training.config.experiment import Experiment
-from training.models.unet import make_model
 
 
 class Tensors(NamedTuple):
@@ -124,6 +124,7 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
 
     Raises:
         UserError: The file's name has another ending.
+        CheckpointError: The weights are not those of the checkpoint's experiment.
     """
     suffix = Path(file_uri).suffix
     if suffix not in (".pt", ".safetensors"):
@@ -134,7 +135,7 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
     experiment = checkpoint.load_experiment(checkpoint_uri)
     chosen = checkpoint.choose_weights(checkpoint_uri, weights)
     storage.check_destination(file_uri)
-    state = {name: tensor.contiguous() for name, tensor in checkpoint.load_model_state(checkpoint_uri, chosen).items()}
+    state = {name: tensor.contiguous() for name, tensor in load_state(checkpoint_uri, chosen, experiment).items()}
     metadata = {"experiment": experiment.to_json(), "weights": chosen, "step": str(checkpoint.step_of(checkpoint_uri))}
 
     def write(path: Path) -> None:
@@ -154,20 +155,30 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
     }
 
 
-_UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
-"""Errors that torch raises of a file that is damaged, or none of its own: it reads text as pickled objects, too."""
+_UNREADABLE = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(struct.error, zlib.error, zipfile.BadZipFile),
+)
+"""Errors of reading a file that is damaged, or none of torch's: it reads text as pickled objects, too."""
 
 
 def read_tensors(path: Path, file_name: str) -> Tensors:
     """Return what a file contains; the tensors may map it.
 
     Raises:
-        UserError: The file is damaged, is a program of torch.export, does not contain tensors alone, or has NaN or infinity in one of them.
+        UserError: The file is damaged, is a program of torch.export, does not contain dense tensors of floating-point numbers alone, or
+            has NaN or infinity in one of them.
     """
     if file_name.endswith(".pt2"):
         raise UserError(f"{file_name}: is a program of torch.export, which can't be imported; export the model to .safetensors or a folder")
     found = _read_safetensors(path, file_name) if file_name.endswith(".safetensors") else _read_pt(path, file_name)
     for name, tensor in found.state.items():
+        is_dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+        if not (is_dense and tensor.is_floating_point()):
+            raise UserError(
+                f"{file_name}: {name} is {tensor.dtype}, {tensor.layout}, and weights are dense tensors of floating-point numbers; "
+                "save the network's state_dict() in float32"
+            )
         if not tensor.to(torch.float32).isfinite().all():  # the type that an import gives them: a double may be too large for it
             raise UserError(f"{file_name}: {name} contains NaN or infinity; take another copy of the file, or an earlier checkpoint")
     return found
@@ -175,8 +186,11 @@ def read_tensors(path: Path, file_name: str) -> Tensors:
 
 def _read_pt(path: Path, file_name: str) -> Tensors:
     try:
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            _check_crcs(path)
         # A file in the zip format is memory-mapped. Only tensors are unpickled, no code.
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:  # PyTorch's own message recommends to load the file in spite of it
         raise UserError(
             f"{file_name}: can't be read as plain tensors: it is no file of torch.save, or contains other objects, which could run code; "
@@ -186,10 +200,19 @@ def _read_pt(path: Path, file_name: str) -> Tensors:
         reason = lines_of(error)[0].rpartition("] . ")[2].partition(". ")[0]  # without torch's line of C++ and its advice
         if isinstance(error, LookupError):  # text, which was read as pickled objects
             reason = f"it begins with {path.open('rb').read(8)!r}"
-        raise UserError(f"{file_name}: can't be read as plain tensors; it is damaged or cut short ({reason})") from error
+        remedy = "fetch it again, or name a file of torch.save"
+        raise UserError(f"{file_name}: can't be read as plain tensors; it is damaged or cut short ({reason}); {remedy}") from error
     if not isinstance(value, Mapping) or not value or not all(isinstance(item, Tensor) for item in value.values()):
         raise UserError(f"{file_name}: does not contain the weights of a network (a dictionary of tensors); optimiser files do not")
     return Tensors({str(name): tensor for name, tensor in value.items()})
+
+
+def _check_crcs(path: Path) -> None:
+    """Raise BadZipFile for a part of a zip file that differs from its CRC, which torch does not compare; torch may write 0 for all CRCs."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip() if any(part.CRC for part in archive.infolist()) else None
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} has another checksum")
 
 
 def _read_safetensors(path: Path, file_name: str) -> Tensors:
@@ -204,6 +227,8 @@ def _read_safetensors(path: Path, file_name: str) -> Tensors:
         experiment = Experiment.from_json(embedded) if embedded is not None else None
     except UserError as error:
         raise UserError(f"{file_name}: contains an experiment that this program does not know ({error}); name a preset") from error
+    if step.isdecimal() and len(step.lstrip("0")) > 8:
+        raise UserError(f"{file_name}: its step {step:.20} is not in 0..99,999,999; export the checkpoint again")
     return Tensors(state, experiment, int(step) if step.isdecimal() else None)
 
 
@@ -225,12 +250,6 @@ PUBLISHED = {
     "lsun_uncond_100M_1200K_bs128": Published("lsun-bedroom-hybrid-linear-bs128-released", 1_200_000),
     "lsun_uncond_100M_2400K_bs64": Published("lsun-bedroom-hybrid-linear-bs64-released", 2_400_000),
 }
-
-
-def expected_shapes(experiment: Experiment) -> dict[str, tuple[int, ...]]:
-    """Return the name and shape of every tensor in the state dict of an experiment's network."""
-    with torch.device("meta"):
-        return shapes_of(make_model(experiment).state_dict())
 
 
 def recognise(shapes: Shapes, file_name: str, *, preset: str | None = None, overrides: Iterable[str] = ()) -> Experiment:

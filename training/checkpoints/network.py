@@ -24,16 +24,28 @@ def load_network(checkpoint_uri: str, weights: str, experiment: Experiment) -> U
     Raises:
         CheckpointError: There is no such checkpoint, no such weights in it, or they are another network's.
     """
-    state = checkpoint.load_model_state(checkpoint_uri, weights)
+    state = load_state(checkpoint_uri, weights, experiment)
     with torch.random.fork_rng(devices=[]):
         network = make_model(experiment)
-    difference = describe_difference(shapes_of(network.state_dict()), shapes_of(state))
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
+
+
+def load_state(checkpoint_uri: str, weights: str, experiment: Experiment) -> dict[str, Tensor]:
+    """Return the weights alone; arguments and errors are those of `load_network`."""
+    state = checkpoint.load_model_state(checkpoint_uri, weights)
+    difference = describe_difference(expected_shapes(experiment), shapes_of(state))
     if difference:
         raise checkpoint.CheckpointError(
             f"{checkpoint_uri} ({weights}): is not a network of the checkpoint's experiment: {difference}; take another checkpoint"
         )
-    network.load_state_dict(state)
-    return network.eval().requires_grad_(False)
+    return state
+
+
+def expected_shapes(experiment: Experiment) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every tensor in the state dict of an experiment's network."""
+    with torch.device("meta"):
+        return shapes_of(make_model(experiment).state_dict())
 
 
 def describe_difference(expected: Shapes, found: Shapes) -> str:

@@ -18,7 +18,7 @@ from training.config.errors import UserError
 from training.config.overrides import apply_overrides
 from training.config.plain import LATER, PlainRecord, as_plain_fields
 from training.config.spacing import count_timesteps, learned_count, parse_spacing
-from training.config.validation import KnownFieldsOnly, list_paths, require, require_at_least
+from training.config.validation import KnownFieldsOnly, list_paths, parse_json, require, require_at_least
 
 Schedule = Literal["linear", "cosine"]
 Objective = Literal["simple", "vlb", "hybrid"]
@@ -534,7 +534,7 @@ class Experiment(KnownFieldsOnly, PlainRecord):
             UserError: The text is not JSON, or a field is unknown, missing or out of its range.
         """
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except ValueError as error:  # also of bytes that are no text
             raise UserError(f"not an experiment's JSON: {error}") from error
         return cls.from_dict(value)

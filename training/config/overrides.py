@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from training.config.errors import UserError
-from training.config.validation import require, unknown_field
+from training.config.validation import parse_json, require, unknown_field
 
 
 def apply_overrides(plain: dict[str, Any], overrides: Iterable[str], lists: Container[str] = ()) -> None:
@@ -68,6 +67,6 @@ def _parse_value(text: str, *, as_list: bool) -> Any:
     if as_list and not text.startswith("["):
         return [_parse_value(part.strip(), as_list=False) for part in text.strip("()").split(",") if part.strip()]
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # a number of thousands of digits, or as many brackets, is no JSONDecodeError
+        return parse_json(text)
+    except ValueError:  # a number of thousands of digits is no JSONDecodeError
         return {"none": None, "true": True, "false": False}.get(text.lower(), text)

@@ -65,6 +65,14 @@ def adapter(cls: type) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
+def parse_json(text: str | bytes, **hooks: Any) -> Any:
+    """Return what `json.loads` returns; a text that it can't read is a ValueError, also one with thousands of brackets."""
+    try:
+        return json.loads(text, **hooks)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+
+
 def read_json(text: str, parameter: str) -> Any:
     """Return the value of a JSON text that a user wrote as a pipeline's parameter.
 
@@ -78,10 +86,10 @@ def read_json(text: str, parameter: str) -> Any:
         return dict(pairs)
 
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return parse_json(text, object_pairs_hook=unique)
     except UserError:
         raise
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets, is no JSONDecodeError
+    except ValueError as error:  # a number of thousands of digits is no JSONDecodeError
         raise UserError(f"{parameter} is not JSON: {error}") from None
 
 

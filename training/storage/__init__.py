@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from training.config.errors import UserError
-from training.config.validation import validate_stored
+from training.config.validation import parse_json, validate_stored
 from training.storage import disk
 from training.storage.disk import absolute as absolute
 from training.storage.disk import local_path as local_path
@@ -139,7 +139,7 @@ def read_json(uri: str, shape: type | None = None) -> dict[str, Any]:
         return found
 
     try:
-        value = json.loads(data, object_hook=named)
+        value = parse_json(data, object_hook=named)
     except ValueError as error:
         raise StorageError(f"{uri}: is not JSON ({error}); {_CHECK}") from error
     if not isinstance(value, _Object):

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from training import storage
+from training.config.validation import parse_json
 
 METRICS = "metrics.jsonl"
 _SECONDS_BETWEEN_WRITES = 10.0
@@ -141,7 +142,7 @@ class MetricsFile:
             return b""
         # Both before anything is taken from them: a call that fails here is repeated.
         text, old = (_read_or_empty(storage.join(self._run_uri, name)) for name in (METRICS, _OLD_METRICS))
-        for line in _parse(text, self._run_uri):
+        for line in parse_metrics(text, self._run_uri):
             if line.is_rollback:
                 self._forget_after(line.step)
                 self.unsent = [point for point in self.unsent if point.step <= line.step]
@@ -158,7 +159,7 @@ class MetricsFile:
 def read_metric(run_uri: str, key: str) -> list[tuple[int, float]]:
     """Read (step, value) of one metric from a run's directory, by step; empty where it has none."""
     found: dict[int, float] = {}
-    for line in _parse(_read_or_empty(storage.join(run_uri, METRICS)), run_uri):
+    for line in parse_metrics(_read_or_empty(storage.join(run_uri, METRICS)), run_uri):
         if line.is_rollback:
             found = {step: value for step, value in found.items() if step <= line.step}
         elif key in line.values:
@@ -176,7 +177,7 @@ def last_time(run_uri: str) -> int:
     except storage.ObjectNotFoundError:
         return 0
     with _named(run_uri, "last line"):
-        return int(json.loads(lines[-1])["time"]) if lines else 0
+        return int(parse_json(lines[-1])["time"]) if lines else 0
 
 
 def _read_or_empty(uri: str) -> bytes:
@@ -186,7 +187,9 @@ def _read_or_empty(uri: str) -> bytes:
         return b""
 
 
-def _parse(text: bytes, run_uri: str) -> list[_Line]:
+def parse_metrics(text: bytes, run_uri: str) -> list[_Line]:
+    """Return the lines of a run's `metrics.jsonl`; raise StorageError, which names the line, if one is no step with its values."""
+
     def read(line: dict[str, Any]) -> _Line:
         values = {key: float(value) for key, value in line["values"].items()}
         return _Line(int(line["step"]), int(line["time"]), values, bool(line.get("rollback")))
@@ -194,7 +197,7 @@ def _parse(text: bytes, run_uri: str) -> list[_Line]:
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
         with _named(run_uri, f"line {number:,}"):
-            found.append(read(json.loads(line)))
+            found.append(read(parse_json(line)))
     return found
 
 

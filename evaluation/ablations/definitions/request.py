@@ -28,7 +28,7 @@ from evaluation.ablations.definitions.paper import ABLATIONS, find_ablation
 from training.config.errors import UserError
 from training.config.experiment import Objective
 from training.config.plain import PlainRecord
-from training.config.validation import KnownFieldsOnly, validate_parameter
+from training.config.validation import KnownFieldsOnly, parse_json, validate_parameter
 
 OBJECTIVES: tuple[str, ...] = ("as named", *get_args(Objective))
 """Objectives that the pipeline's form offers; the first keeps the objective of each trial."""
@@ -238,8 +238,8 @@ def parse_grid(words: Iterable[str]) -> dict[str, list[Any]]:
         if path in axes:
             raise UserError(f"the grid has {path} twice; give all its values at once, {path}=a,b,c")
         try:
-            axes[path] = json.loads(f"[{values}]")
-        except json.JSONDecodeError:
+            axes[path] = parse_json(f"[{values}]")
+        except ValueError:
             axes[path] = [_parse(value.strip()) for value in values.split(",")]
     return axes
 
@@ -252,6 +252,6 @@ def _axis_word(path: str, values: Sequence[Any]) -> str:
 
 def _parse(word: str) -> Any:
     try:
-        return json.loads(word)
-    except json.JSONDecodeError:
+        return parse_json(word)
+    except ValueError:
         return word

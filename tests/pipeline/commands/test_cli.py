@@ -191,7 +191,7 @@ def test_a_path_that_can_not_be_written_is_named_with_the_remedy(
 def test_a_directory_without_the_right_to_write_is_refused_before_the_work(
     run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.storage.disk.os.access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
+    monkeypatch.setattr("training.storage.disk.os.access", lambda path, mode: not mode & os.W_OK)  # root may write everywhere
     status, _, err = run_iddpm("score-batch", "a.npz", "b.npz", "--out", str(tmp_path))
     assert (status, err) == (
         1,
@@ -203,7 +203,7 @@ def test_images_are_not_prepared_for_a_directory_without_the_right_to_write(
     run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run_iddpm("preprocess", "digits-hybrid-cosine", str(tmp_path / "there"))[0] == 0
-    monkeypatch.setattr("training.storage.disk.os.access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr("training.storage.disk.os.access", lambda path, mode: not mode & os.W_OK)
     monkeypatch.setattr("training.data.preparation.prepare._make", Mock(side_effect=AssertionError("it begins")))
     for words in (
         ("preprocess", "digits-hybrid-cosine", str(tmp_path / "new")),
@@ -774,6 +774,14 @@ def test_a_letter_that_the_terminal_lacks_ends_no_table(run_iddpm: Command, tmp_
         patch.setattr(sys, "stdout", terminal)
         status, _, err = run_iddpm("images", str(tmp_path / "pod.yaml"))
     assert (status, shown.getvalue(), err) == (0, b"m?nchen/a\nother/b\n", "")
+
+
+@pytest.mark.parametrize("words", ["verify", "gc", "sample", "dataset info", "dataset verify", "dataset preview", "import-checkpoint"])
+def test_an_empty_argument_is_refused_with_what_it_takes(run_iddpm: Command, words: str) -> None:
+    target = ("run",) if words == "import-checkpoint" else ()
+    status, out, err = run_iddpm(*words.split(), "", *target)
+    assert (status, out) == (1, "")
+    assert re.match(r"error: [A-Z]+ is empty; it takes: .*([Dd]irectory|folder)", err)
 
 
 @pytest.mark.parametrize(

@@ -257,3 +257,8 @@ def test_the_command_can_be_pasted_into_a_shell() -> None:
     words = shlex.split(AblationRequest(name="mine", scale="tiny", preset="digits-tiny-hybrid-cosine", grid=grid).command())
     assert parse_grid(words[index + 1] for index, word in enumerate(words) if word == "--grid") == grid
     assert words[-1] == "diffusion.vlb_weight=0.001,0.01"
+
+
+def test_the_values_of_a_grid_that_are_no_json_are_words() -> None:
+    for word in ("[" * 100_000, "9" * 5000):
+        assert parse_grid([f"data.name={word},b"]) == {"data.name": [word, "b"]}

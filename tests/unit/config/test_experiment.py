@@ -187,6 +187,8 @@ def test_an_unknown_preset_names_the_nearest_ones() -> None:
 def test_a_file_that_is_not_an_experiment_is_told_so() -> None:
     with pytest.raises(UserError, match="not an experiment's JSON"):
         Experiment.from_json("{")
+    with pytest.raises(UserError, match="not an experiment's JSON: its brackets are nested too deeply"):
+        Experiment.from_json("[" * 100_000)
     with pytest.raises(UserError, match="not an experiment's JSON"):
         Experiment.from_json(b'{"name": "\xff"}')
     with pytest.raises(UserError, match=r"^colour: there is no 'colour'\. The fields are name, data, "):

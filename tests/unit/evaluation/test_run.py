@@ -261,7 +261,7 @@ def test_a_place_that_can_not_be_written_is_refused_before_the_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     storage.write_json(f"{run_uri}/result.json", {"data_uri": digits_uri, "tracking_run_id": "1"})
-    monkeypatch.setattr("training.storage.disk.os.access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
+    monkeypatch.setattr("training.storage.disk.os.access", lambda path, mode: not mode & os.W_OK)  # root may write everywhere
     monkeypatch.setattr(work, Mock(side_effect=AssertionError("it begins")))
     with pytest.raises(storage.StorageError, match="Permission denied; give this user the right to it"):
         CliRunner().invoke(app, [words[0], checkpoint.checkpoint_uri(run_uri, 200), *words[1:]], catch_exceptions=False)

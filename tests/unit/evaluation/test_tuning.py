@@ -47,6 +47,7 @@ REQUEST = TuneRequest(
         (DROPOUT, "a searched field reads section.field=VALUES"),
         (f"{WIDTH}=[32,48]", f"{WIDTH}: must be even and a multiple of 32"),
         (f"{WIDTH}=[32]", "needs two or more different choices"),
+        pytest.param(f"{WIDTH}={'[' * 100_000}", "needs two or more different choices", id="nested"),
         ("model.num_res_blocks=1..2.5", "model.num_res_blocks: Input should be a valid integer"),
         ("diffusion.num_timesteps=[400,5]", "diffusion.num_timesteps=5: evaluation."),
         ("diffusion.schedule=[linear,cos]", "Input should be 'linear' or 'cosine', got 'cos'"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rounding import NETWORK, assert_same_output
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.checkpoints import checkpoint
@@ -116,10 +117,29 @@ def test_diffusers_draws_the_same_samples_from_the_same_noise(exported: Any, mon
 def test_an_exported_folder_comes_back_bit_for_bit(exported: Any, tmp_path: Path) -> None:
     experiment, model, folder = exported
     made = import_diffusers(str(folder), str(tmp_path / "back"))
+    assert made["step"] == 10
     state = checkpoint.load_model_state(made["checkpoint_uri"], "model")
     assert checkpoint.load_experiment(made["checkpoint_uri"]) == experiment
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_folder_whose_weights_have_no_step_is_imported_as_trained_to_the_end(tmp_path: Path) -> None:
+    experiment = preset("digits-tiny-hybrid-cosine", _SMALL)
+    export_diffusers(_saved(tmp_path, experiment), str(tmp_path / "folder"))
+    file = tmp_path / "folder" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file), file, metadata={"format": "pt"})  # as diffusers and earlier versions of this program
+    assert import_diffusers(str(tmp_path / "folder"), str(tmp_path / "back"))["step"] == experiment.optim.num_steps
+
+
+def test_weights_of_another_network_are_not_exported(tmp_path: Path) -> None:
+    experiment = preset("digits-tiny-hybrid-cosine", _SMALL)
+    wider = experiment.override(["model.model_channels=64"])
+    files = {checkpoint.EXPERIMENT: wider.to_json().encode(), "model.pt": make_model(experiment).state_dict()}
+    uri = checkpoint.save(str(tmp_path / "run"), 1, files)
+    with pytest.raises(checkpoint.CheckpointError, match=r"\(model\): is not a network of the checkpoint's experiment: time_"):
+        export_diffusers(uri, str(tmp_path / "folder"), weights="model")
+    assert not (tmp_path / "folder").exists()
 
 
 def test_the_card_has_an_example_that_runs(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:

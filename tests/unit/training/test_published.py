@@ -176,6 +176,74 @@ def test_weights_that_are_not_finite_are_refused_by_the_names_of_their_tensor_an
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (torch.int8, r"torch\.int8"),
+        (torch.bool, r"torch\.bool"),
+        (torch.complex64, r"torch\.complex64"),
+        (torch.sparse_coo, r"torch\.float32, torch\.sparse_coo"),
+        (torch.sparse_csr, r"torch\.float32, torch\.sparse_csr"),
+    ],
+    ids=str,
+)
+def test_what_is_no_dense_tensor_of_floating_point_numbers_is_refused_by_its_name(
+    tmp_path: Path, digits_state: dict[str, Tensor], kind: torch.dtype | torch.layout, said: str
+) -> None:
+    bias = digits_state["out.2.weight"].flatten(1)
+    wrong = bias.to_sparse(layout=kind) if isinstance(kind, torch.layout) else bias.to(kind)
+    torch.save({**digits_state, "out.2.weight": wrong}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=rf"^model\.pt: out\.2\.weight is {said}.* floating-point numbers; save the network's state_dict"):
+        import_checkpoint(str(tmp_path / "model.pt"), str(tmp_path / "run"), preset=DIGITS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_flipped_bit_is_found_in_a_file_with_checksums(tmp_path: Path, digits_state: dict[str, Tensor]) -> None:
+    file = tmp_path / "flip.pt"
+    torch.save(digits_state, file)
+    content = bytearray(file.read_bytes())
+    content[content.index(digits_state["out.2.weight"].numpy().tobytes())] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"^flip\.pt: .* damaged or cut short \(flip/data/\d+ has another checksum\); fetch it again"):
+        import_checkpoint(str(file), str(tmp_path / "run"), preset=DIGITS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_in_the_old_format_and_one_that_was_written_without_checksums_are_read(
+    tmp_path: Path, digits_state: dict[str, Tensor]
+) -> None:
+    torch.save(digits_state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(digits_state, tmp_path / "new.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    for name in ("old.pt", "new.pt"):
+        state = read_weights(str(tmp_path / name), preset=DIGITS).state
+        assert all(torch.equal(state[key], tensor) for key, tensor in digits_state.items())
+
+
+@pytest.mark.parametrize("step", ["99999999999", "9" * 5000])
+def test_a_step_that_no_checkpoint_has_is_refused_by_the_name_of_its_file(
+    tmp_path: Path, digits_state: dict[str, Tensor], step: str
+) -> None:
+    save_file(digits_state, tmp_path / "x.safetensors", metadata={"experiment": presets.preset(DIGITS).to_json(), "step": step})
+    with pytest.raises(UserError, match=r"^x\.safetensors: its step 9{11,20} is not in 0\.\.99,999,999; export the checkpoint again$"):
+        import_checkpoint(str(tmp_path / "x.safetensors"), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_of_another_network_are_not_exported(tmp_path: Path, digits_state: dict[str, Tensor], suffix: str) -> None:
+    wider = presets.preset(DIGITS).override(["model.model_channels=64"])
+    uri = checkpoint.save(str(tmp_path / "run"), 1, {checkpoint.EXPERIMENT: wider.to_json().encode(), "model.pt": digits_state})
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"step=00000001 \(model\): is not a network of the checkpoint's experiment: time_"
+    ):
+        export_checkpoint(uri, str(tmp_path / f"out{suffix}"), weights="model")
+    assert not (tmp_path / f"out{suffix}").exists()
+
+
 class Trap:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (print, ("code ran",))
@@ -215,7 +283,10 @@ def test_a_file_that_is_no_network_is_refused_and_runs_no_code(
 
 def test_arrays_of_numpy_are_refused_with_torchs_reason_alone(tmp_path: Path) -> None:
     np.savez(tmp_path / "opt000000.npz", mu=np.zeros(3))
-    with pytest.raises(UserError, match=r"damaged or cut short \(file in archive is not in a subdirectory: mu\.npy\)$"):
+    with pytest.raises(
+        UserError,
+        match=r"damaged or cut short \(file in archive is not in a subdirectory: mu\.npy\); fetch it again, or name a file of torch\.save$",
+    ):
         read_weights(str(tmp_path / "opt000000.npz"))
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from training import storage
 from training.config.errors import UserError
-from training.config.validation import validate
+from training.config.validation import parse_json, validate
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -141,7 +141,7 @@ def _parse_manifest(text: bytes, uri: str, remedy: str) -> Manifest:
         return UserError(f"{uri}: {reason}; the manifest is damaged, so {remedy}")
 
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         raise damaged(f"is not JSON ({error})") from error
     version = value.get("schema_version") if isinstance(value, dict) else None

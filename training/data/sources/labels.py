@@ -12,6 +12,7 @@ from typing import Any
 
 from training import storage
 from training.config.errors import UserError
+from training.config.validation import parse_json
 from training.data.format.shards import UNLABELLED
 
 RULES = "'auto', 'none', 'folders', 'filename', or the address of a .csv or .json file"
@@ -145,7 +146,7 @@ def _csv_rows(text: str, uri: str) -> Iterator[tuple[str, str]]:
 def _json_pairs(text: str, uri: str) -> Iterator[tuple[str, str]]:
     try:
         # An object is read as its pairs, so that a name that occurs twice is seen.
-        value = json.loads(text, object_pairs_hook=_Pairs)
+        value = parse_json(text, object_pairs_hook=_Pairs)
         labels = dict(value).get("labels") if isinstance(value, _Pairs) else None
         pairs = [(name, label) for name, label in (labels if isinstance(labels, list) else value)]
     except (ValueError, TypeError) as error:

@@ -290,6 +290,20 @@ def test_a_damaged_file_is_taken_or_named_and_never_a_traceback(name: str, tmp_p
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name not in PAGES])
+def test_a_file_of_a_hundred_thousand_brackets_is_taken_or_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.steps.webhook._post_in_time", lambda record: None)
+    file = tmp_path / "x" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("[" * 100_000)
+    said = file.name
+    try:
+        CASES[name][1](str(tmp_path / "x"))
+    except (UserError, StorageError) as error:
+        said = str(error)
+    assert file.name in said or "step=00000200" in said
+
+
 def _write(path: Path, value: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))

@@ -51,6 +51,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_draw(request_: Dra
         draw_images(request_, str(tmp_path / "set"), tmp_path / "file" / "grid.png")
     with pytest.raises(UserError, match=r"grid\.jpg: the images are written as PNG"):
         draw_images(request_, str(tmp_path / "set"), tmp_path / "grid.jpg")
+    with pytest.raises(UserError, match=r"x\.txt: the file of all images is written as npz; name a file like samples\.npz"):
+        draw_images(request_, str(tmp_path / "set"), tmp_path / "grid.png", npz_uri=str(tmp_path / "new" / "x.txt"))
     with pytest.raises(StorageError, match=r"s3:/bucket/grid\.png: is neither a path nor a whole address"):
         draw_images(request_, str(tmp_path / "set"), Path("s3://bucket/grid.png"))
     assert not (tmp_path / "set").exists()
