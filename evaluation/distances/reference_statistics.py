@@ -21,6 +21,7 @@ from evaluation.records import npz
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
+from training.config.validation import parse_json
 from training.console import say, with_progress
 from training.data.format.manifest import Manifest, read_manifest
 from training.data.loading.row_groups import iterate
@@ -256,7 +257,7 @@ def load_reference(uri: str) -> ReferenceStatistics:
         provenance = None
         if "provenance" in file:
             try:
-                provenance = Provenance.from_dict(json.loads(str(file["provenance"])))
+                provenance = Provenance.from_dict(parse_json(str(file["provenance"])))
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{uri}: its provenance can't be read ({error}); compute it again") from error
         images_uri = str(file["images_uri"]) if "images_uri" in file else ""
@@ -285,9 +286,11 @@ def statistics_from_arrays(arrays: Mapping[str, Any], uri: str, suffix: str = ""
     if mean.ndim != 1 or not len(mean) or tuple(covariance.shape) != (len(mean), len(mean)):
         shapes = f"mu{suffix} {tuple(mean.shape)} and sigma{suffix} {tuple(covariance.shape)}"
         raise UserError(f"{uri}: {shapes} are not a mean and its covariance, which are of shapes (n,) and (n, n) for n features, 1 or more")
+    if not bool(mean.isfinite().all() and covariance.isfinite().all()):
+        raise UserError(f"{uri}: mu{suffix} or sigma{suffix} is not finite; fetch the file or compute it again")
     # A feature that is the same in all images may have a variance a little below 0, by the rounding of the squares that cancel.
     too_low = covariance.diagonal() < -1e-6 * (1 + mean.square())
-    if bool(too_low.any()) or not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6, equal_nan=True):
+    if bool(too_low.any()) or not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6):
         raise UserError(f"{uri}: sigma{suffix} is no covariance: it has negative variances, or is not symmetric")
     return FeatureStatistics(mean=mean, covariance=(covariance + covariance.T) / 2, num_images=num_images)
 
@@ -318,8 +321,6 @@ def import_statistics(foreign_uri: str, out_uri: str, provenance: Provenance) ->
             f"{foreign_uri} has {foreign.features.dim:,} features, and {provenance.extractor} has {dim:,}; declare the extractor that they "
             "are of, or fetch statistics of this one"
         )
-    if not bool(torch.isfinite(foreign.features.mean.sum() + foreign.features.covariance.sum())):
-        raise UserError(f"{foreign_uri}: mu or sigma is not finite; fetch the file again")
     rank = _rank(foreign.features.covariance)
     if provenance.num_images <= rank:  # it bounds the rank, so that every distance to the statistics would be too large
         raise UserError(

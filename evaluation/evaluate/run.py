@@ -51,7 +51,9 @@ def evaluate(model: ModelSpec | str, data_uri: str, reference_uri: str, *, optio
             read, a metric can't be computed, or there is no such data set.
     """
     spec = ModelSpec(checkpoint_uri=model) if isinstance(model, str) else model
-    return _evaluate(preflight(spec, data_uri, reference_uri, options or EvaluationOptions()))
+    plan = preflight(spec, data_uri, reference_uri, options or EvaluationOptions())
+    _tell_replaced(plan)
+    return _evaluate(plan)
 
 
 def evaluate_once(spec: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult:
@@ -70,6 +72,17 @@ def _stored(plan: EvaluationPlan) -> EvaluationResult | None:
         return None
     say(f"step {plan.step:,} ({plan.weights}) was evaluated by this protocol before: {stored.distance_name} {stored.distance:.4g}")
     return stored
+
+
+def _tell_replaced(plan: EvaluationPlan) -> None:
+    """Say that an evaluation of the same name by another protocol is about to be replaced."""
+    uri = result_uri(plan.run_uri, plan.options.result_name)
+    try:
+        stored = EvaluationResult.read(uri)
+    except storage.StorageError:  # there is none, or it is damaged
+        return
+    if stored.protocol != plan.card:
+        say(f"{uri}: replaces {stored.distance_name} {stored.distance:.4g} by another protocol; an evaluation of another name keeps both")
 
 
 def _evaluate(plan: EvaluationPlan) -> EvaluationResult:

@@ -70,7 +70,7 @@ class Difference:
         None where there is no error, no difference, or no number of images, and where it is more than `max_images`.
         """
         errors = self.num_standard_errors
-        if not errors or not self.num_images:
+        if not errors or not math.isfinite(errors) or not self.num_images:
             return None
         needed = math.ceil(self.num_images * (student_factor(self.degrees_of_freedom) / errors) ** 2)
         return None if self.max_images is not None and needed > self.max_images else needed

@@ -70,7 +70,8 @@ class DataConfig(KnownFieldsOnly):
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name)), "data.name", f"{self.name!r} is not a name like 'cifar10'")
         require(len(self.name) <= _LONGEST_NAME, "data.name", f"must have at most {_LONGEST_NAME} characters, got {len(self.name)}")
-        require_at_least(1, self, "data", "image_size", "image_channels")
+        require_at_least(1, self, "data", "image_size")
+        require(self.image_channels in (1, 3), "data.image_channels", f"must be 1 or 3, got {self.image_channels}")
         require_at_least(0, self, "data", "num_classes", "disk_budget_bytes")
 
 

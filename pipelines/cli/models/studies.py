@@ -167,6 +167,9 @@ def memorisation(
 
     if not 0 < false_alarms < 0.5:
         raise UserError(f"--false-alarms must be between 0 and 0.5, got {false_alarms}")
+    for option, given in (("--seed", seed), ("--steps", steps), ("--method", method), ("--batch-size", batch_size)):
+        if samples and given:
+            raise UserError(f"{option} says how to draw samples, and --samples gives them; give one of the two")
     named, data_uri = scoring.model_and_data(model, data)
     request = study.Request(
         model=named.spec(weights or None),

@@ -68,6 +68,7 @@ def test_a_list_that_was_set_can_be_set_to_no_value_again(nothing: str) -> None:
         ("optim.num_steps=0", r"optim\.num_steps: must be at least 1"),
         ("optim.num_steps=100000000", r"optim\.num_steps: must be at most 99,999,999, got 100,000,000"),
         ("optim.learning_rate=nan", r"optim\.learning_rate"),
+        ("data.image_channels=2", r"data\.image_channels: must be 1 or 3, got 2"),
         ("data.image_size=9", r"data\.image_size: 9 is not divisible by 2"),
         ("model.model_channels=48", r"model\.model_channels: must be even and a multiple of 32"),
         ("model.norm_groups=0", r"model\.norm_groups: must be at least 1"),

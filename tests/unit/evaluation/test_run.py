@@ -121,6 +121,19 @@ def test_an_evaluation_says_why_it_has_no_bits_per_dim(
     assert "step 100 (ema_0.99): there is no mean of bits/dim, as those of 5 of 5 images are not finite" in capsys.readouterr().out
 
 
+def test_an_evaluation_says_which_result_of_its_name_it_replaces(
+    run_uri: str, digits_uri: str, reference_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = EvaluationOptions(num_samples=40, likelihood=False, metrics=(), result_name="mine")
+    uri = checkpoint.checkpoint_uri(run_uri, 200)
+    first = evaluate(uri, digits_uri, reference_uri, options=options)
+    evaluate(uri, digits_uri, reference_uri, options=options)
+    assert "replaces" not in capsys.readouterr().out
+    evaluate(uri, digits_uri, reference_uri, options=dataclasses.replace(options, num_samples=20))
+    said = f"evaluations/mine.json: replaces FD(digits-classifier) {first.distance:.4g} by another protocol; an evaluation of another name"
+    assert said in capsys.readouterr().out
+
+
 def test_another_purpose_draws_other_samples(result: EvaluationResult, evaluated_run_uri: str, digits_uri: str, reference_uri: str) -> None:
     options = EvaluationOptions(likelihood=False, batch_size=20, purpose="again", result_name="other")
     other = evaluate(checkpoint.checkpoint_uri(evaluated_run_uri, 200), digits_uri, reference_uri, options=options)

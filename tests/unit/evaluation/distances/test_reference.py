@@ -136,6 +136,15 @@ def test_statistics_of_an_impossible_number_of_images_are_refused(count: int, tm
         load_reference(uri)
 
 
+@pytest.mark.parametrize("name", ["mu", "sigma"])
+def test_statistics_that_are_not_finite_are_refused_by_the_name_of_their_file(name: str, tmp_path: Path) -> None:
+    uri, arrays = str(tmp_path / "odd.npz"), {"mu": np.zeros(4), "sigma": np.eye(4)}
+    arrays[name].flat[0] = np.nan
+    np.savez(uri, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"odd\.npz: mu or sigma is not finite; fetch the file or compute it again"):
+        load_reference(uri)
+
+
 def test_fewer_images_than_a_covariance_takes_are_refused_also_where_it_is_stored_in_single_precision(tmp_path: Path) -> None:
     features = np.random.default_rng(0).standard_normal((11, 64)) * np.geomspace(1e-2, 1.0, 64)
     uri, out_uri = str(tmp_path / "foreign.npz"), str(tmp_path / "ours.npz")

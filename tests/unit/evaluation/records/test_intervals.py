@@ -1,6 +1,7 @@
 """Intervals cover what they say: of 200 repeats 95%, for a distance and for the difference of two on common noise."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -283,6 +284,11 @@ def test_as_many_images_as_needed_make_the_interval_exclude_zero() -> None:
     grown = difference.num_images_needed / 1000
     assert Difference(value=0.1, standard_error=0.1 / grown**0.5 * 0.999, degrees_of_freedom=9).verdict == "worse"
     assert Difference(value=0.1, standard_error=0.1 / grown**0.5 * 1.01, degrees_of_freedom=9).verdict == "can't be told"
+
+
+def test_a_difference_whose_error_is_not_known_needs_no_number_of_images() -> None:
+    for error in (math.nan, math.inf):
+        assert Difference(value=0.1, standard_error=error, degrees_of_freedom=9, num_images=1000).num_images_needed is None
 
 
 def test_each_two_splits_of_the_blocks_are_balanced() -> None:
