@@ -7,6 +7,7 @@ not hide them. In a command that does the work itself the lines go to standard e
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,11 +17,17 @@ MARK = "iddpm| "
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SECONDS_BETWEEN_LINES = 5.0
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 T = TypeVar("T")
 
 _marked = True
 _label = ""
+
+
+def printable(text: str) -> str:
+    r"""Return a text with its control characters written out, like \n and \x1b: the name of a file may have any of them."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def say(message: str) -> None:
@@ -29,7 +36,7 @@ def say(message: str) -> None:
     A closed pipe and a full disk are ignored: training goes on without a reader.
     """
     stream, mark = (sys.stdout, MARK) if _marked else (sys.stderr, "")
-    text = "".join(f"{mark}{_label}{line}\n" for line in message.splitlines() or [""])
+    text = "".join(f"{mark}{_label}{printable(line)}\n" for line in message.splitlines() or [""])
     with contextlib.suppress(OSError):
         stream.write(text)
         stream.flush()

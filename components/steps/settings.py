@@ -67,6 +67,8 @@ def read_data_options(text: str) -> DataOptions:
     if not isinstance(given, dict):
         raise UserError(f"data_options is a JSON object, got {text}")
     read: DataOptions = validate_parameter(DataOptions, given, "data_options")
+    if "max_errors" in given and read.on_error != "skip":
+        raise UserError('data_options.max_errors counts what "on_error": "skip" leaves out; add it')
     return read
 
 

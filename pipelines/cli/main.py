@@ -99,7 +99,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(console.printable(f"error: {_one_line(error)}"), file=sys.stderr)
         sys.exit(getattr(error, "exit_status", 1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def absolute(images: str) -> str:
     return str(path.resolve()) if images and path.exists() else images
 
 
-def held_out(source: str) -> dict[str, int]:
+def held_out(source: str, labels: str = "auto") -> dict[str, int]:
     """Return the options that hold every tenth image out for bits/dim, or fewer, so that each class keeps one to train on.
 
     They are empty for a source with test images, for a published data set, and where no image can be held out.
@@ -31,10 +32,10 @@ def held_out(source: str) -> dict[str, int]:
     Raises:
         UserError: There is no such source.
     """
-    from training.data.sources.catalog import open_splits
+    from training.data.sources.catalog import SourceOptions, open_splits
     from training.data.sources.files import FileSource
 
-    splits = open_splits(source) if source else {}
+    splits = open_splits(source, SourceOptions(labels=labels)) if source else {}
     if "test" in splits or not isinstance(splits.get("train"), FileSource):
         return {}
     items = splits["train"].listing().items
@@ -57,11 +58,28 @@ def require_sources(sources: Iterable[str]) -> None:
             open_splits(source)
 
 
+def add_held_out(data_options: str, source: str) -> dict[str, Any]:
+    """Return the fields of `data_options` with those of `held_out`, unless they say num_test themselves; 0 holds none out.
+
+    Raises:
+        UserError: An option is wrong, or there is no such source.
+    """
+    from components.steps.settings import read_data_options
+
+    read = read_data_options(data_options)
+    given: dict[str, Any] = json.loads(data_options or "{}")
+    if "num_test" in given:
+        require_sources([source])
+        return given
+    return {**given, **held_out(source, read.labels)}
+
+
 def preparation(data_options: str, source: str) -> dict[str, Any]:
     """Return keyword arguments of `training.data.splits.prepare_experiment` for images from a source.
 
     Args:
-        data_options: A JSON object, see `components.steps.settings.read_data_options`; empty holds test images out, as `held_out`.
+        data_options: A JSON object, see `components.steps.settings.read_data_options`; without num_test, images are held out as by
+            `held_out`.
         source: The source; empty is the data set's own.
 
     Raises:
@@ -69,4 +87,4 @@ def preparation(data_options: str, source: str) -> dict[str, Any]:
     """
     from components.steps.settings import read_data_options
 
-    return read_data_options(data_options).arguments() if data_options else {"source_options": held_out(source)}
+    return read_data_options(json.dumps(add_held_out(data_options, source))).arguments()

@@ -13,7 +13,7 @@ from training.config.validation import validate
 from training.data.format.manifest import Manifest
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import ShardMap, check_listing, prepare_sizes
-from training.data.sources.catalog import SourceOptions, list_splits, open_splits
+from training.data.sources.catalog import SourceOptions, list_splits, open_splits, source_folder
 
 
 def prepare_splits(
@@ -34,6 +34,12 @@ def prepare_splits(
     options = dataclasses.replace(options or Options(), resize=data.resize, image_channels=data.image_channels)
     source_options = dataclasses.replace(source_options or SourceOptions(), name=data.name)
     splits = open_splits(source or data.name, source_options)
+    folder = source_folder(source)
+    for uri in (data_uri, *(other_sizes or {}).values()):
+        if folder and storage.is_same(uri, folder):
+            raise UserError(
+                f"{uri}: is the folder of the images, which a data set would be mixed with; name another directory for the data set"
+            )
     for images in splits.values():
         if images.name != data.name:
             raise UserError(

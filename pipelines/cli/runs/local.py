@@ -14,12 +14,14 @@ import typer
 
 from pipelines.cli import options
 from pipelines.cli.services import connect
-from pipelines.local.images import absolute, held_out, require_sources
+from pipelines.local.images import absolute, add_held_out
 from training import storage
 from training.config.errors import UserError
+from training.console import printable
 
 _DEMO_HOURS = 0.3
 """The longest training of a demo of a user's own images."""
+_DATA_OPTIONS = "data_options="
 
 
 def demo(
@@ -58,7 +60,8 @@ def _demo_experiment(images: str) -> Path:
     # Two directories of one name are two data sets.
     name = f"{_slug(Path(images).stem)}-{hashlib.sha256(absolute(images).encode()).hexdigest()[:6]}"
     file = default_home() / "demo" / f"{name}.toml"
-    text = "" if file.exists() else _write_experiment(images, card="CPU", name=name, hours=_DEMO_HOURS, compares_best=False)
+    command = f"iddpm train {shlex.quote(str(file))} --images {shlex.quote(images)}"
+    text = "" if file.exists() else _write_experiment(images, command, card="CPU", name=name, hours=_DEMO_HOURS, compares_best=False)
     if text:
         prepare(default_home())
         storage.write_bytes(str(file), text.encode())
@@ -80,20 +83,21 @@ def init(
         raise UserError(f"{out} exists already; give another file by --out, or remove it")
     from training.cost.accelerators import card_named
 
-    storage.make_directory(out.parent)
+    storage.check_destination(str(out))
     gpu = "" if card_named(card) == "CPU" else " --resources train=1xgpu"
     command = f"iddpm train {shlex.quote(str(out))} --images {shlex.quote(images)}{gpu}"
     comment = "".join(f"# {line}\n" for line in command.splitlines())  # a folder's name may have several lines
-    text = _write_experiment(images, card=card, name=name or _slug(Path(images).stem), hours=hours)
+    text = _write_experiment(images, command, card=card, name=name or _slug(Path(images).stem), hours=hours)
     storage.write_bytes(str(out), f"{comment}\n{text}".encode())
     print(f"{out} has an experiment for them and says why; change it as you like, then:\n  {command}")
 
 
-def _write_experiment(images: str, *, card: str, name: str, hours: float | None = None, compares_best: bool = True) -> str:
-    """Look at a user's images, print what they are, and return the text of an experiment file for them."""
+def _write_experiment(images: str, command: str, *, card: str, name: str, hours: float | None = None, compares_best: bool = True) -> str:
+    """Look at a user's images, print what they are, and return the text of an experiment file for them; `command` trains on them."""
     connect()
     from training.cost.suggest import largest_image_size, suggest_experiment
     from training.data.inspection.folder import inspect_folder
+    from training.data.preparation.options import ImageOptions
     from training.distributed.cores import available_cores
 
     found = inspect_folder(absolute(images))
@@ -103,21 +107,24 @@ def _write_experiment(images: str, *, card: str, name: str, hours: float | None 
     channels = "1 channel" if found.image_channels == 1 else f"{found.image_channels} channels"
     print(f"{images}: {found.num_images:,} images{classes}, {pixels} pixels, {channels}")
     if found.left_out:
-        print(found.left_out)
+        print(printable(found.left_out))
     if found.without_labels:
-        print(found.without_labels)
+        print(printable(found.without_labels))
     if found.num_transparent:
         print(f"{found.num_transparent:,} of {found.num_inspected:,} have transparent pixels; these become white")
     if found.unreadable:
         first = found.unreadable[0]
-        print(f"{len(found.unreadable):,} cannot be read, the first is {first.source}: {first.reason}")
+        print(printable(f"{len(found.unreadable):,} cannot be read, the first is {first.source}: {first.reason}; this skips them:"))
+        num_unreadable = len(found.unreadable) * -(-found.num_images // found.num_inspected)
+        skip = {"on_error": "skip"} | ({"max_errors": num_unreadable} if num_unreadable > ImageOptions().max_errors else {})
+        print(f"  {command} --param {shlex.quote(f'{_DATA_OPTIONS}{json.dumps(skip)}')}")
     size, usual_size = largest_image_size(sides[0], card), largest_image_size(sides[len(sides) // 2], card) or 8
     if size < usual_size:
         num_small = bisect.bisect_left(sides, usual_size)
         small = f"{num_small:,} of {found.num_inspected:,} are smaller than {usual_size} pixels, the smallest is {found.smallest}"
         if not size:
             raise UserError(f"{images}: {small} with {sides[0]}; images have at least 8, so remove those that are smaller")
-        print(f"{small}: without them, images could be of {usual_size} pixels and not {size}")
+        print(f"{printable(small)}: without them, images could be of {usual_size} pixels and not {size}")
     return suggest_experiment(
         num_images=found.num_images,
         min_side=sides[0],
@@ -151,23 +158,22 @@ def train(
 
     pipeline = compiled_pipeline("train")
     preset, words = add_experiment(pipeline, experiment, preset="", words=parameters)
-    words += _own_images(images, words=parameters) if images else []
+    words = _own_images(images, words) if images else words
     arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources, force_from=force_from)
     train_here(arguments)
 
 
 def _own_images(images: str, words: Sequence[str] = ()) -> list[str]:
-    """Return parameters of the pipeline, as words, for a user's images. `words` are the parameters that the user gave."""
+    """Add a user's images to the pipeline's parameters, as words, and the test images that are held out unless the user says how many."""
     if any(word.startswith("data_source=") for word in words):
         raise UserError("--images and --param data_source both name the images; give one of them")
     address = absolute(images)
-    found = [f"data_source={address}"]
-    if any(word.startswith("data_options=") for word in words):
-        require_sources([address])
-    else:
-        connect()
-        found.append(f"data_options={json.dumps(held_out(address))}")
-    return found
+    given = [word for word in words if word.startswith(_DATA_OPTIONS)]
+    if len(given) > 1:
+        raise UserError("--param data_options is given twice; give one")
+    connect()
+    options = add_held_out(given[0].removeprefix(_DATA_OPTIONS) if given else "", address)
+    return [*(word for word in words if word not in given), f"data_source={address}", f"{_DATA_OPTIONS}{json.dumps(options)}"]
 
 
 def _slug(name: str) -> str:

@@ -9,6 +9,8 @@ from typing import Literal
 import typer
 
 from pipelines.cli.services import connect
+from training.config.errors import UserError
+from training.console import printable
 
 SOURCES = (
     "a directory, .zip or .tar, s3:// address, digits, digits-few, fashion-mnist[:FOLDER], cifar10[:FOLDER], imagenet:FOLDER, "
@@ -26,7 +28,7 @@ def preprocess(
     num_test: int = typer.Option(0, min=0, help="Number of test images to hold out of a source without a test split."),
     num_workers: int = typer.Option(1, min=1, help="Parallel Ray tasks; 1 works in this process."),
     on_error: Literal["fail", "skip"] = typer.Option("fail", help="Treatment of an unreadable image."),
-    max_errors: int = typer.Option(100, min=1, help="The most images that skip may leave out."),
+    max_errors: int | None = typer.Option(None, min=1, show_default=False, help="The most images that skip may leave out. Default: 100."),
     allow_upscale: bool = typer.Option(False, help="Enlarge images that are too small, instead of failing."),
     reduced_decode: bool = typer.Option(False, help="Decode large JPEGs at reduced size: faster and less exact."),
     max_pixels: int = typer.Option(89478485, help="Largest width times height; a larger image is refused as a decompression bomb."),
@@ -34,6 +36,8 @@ def preprocess(
     other_sizes: list[int] = typer.Option([], "--other-size", help="Further image size, stored in DATA/64x64 for 64; may be repeated."),
 ) -> None:
     """Prepare images as shards with a manifest. An interrupted command continues."""
+    if max_errors is not None and on_error != "skip":
+        raise UserError("--max-errors counts what --on-error skip leaves out; add it")
     connect()
     from training.config.files import named_experiment
     from training.data.splits import prepare_experiment
@@ -41,7 +45,7 @@ def preprocess(
 
     options = {
         "on_error": on_error,
-        "max_errors": max_errors,
+        **({} if max_errors is None else {"max_errors": max_errors}),
         "allow_upscale": allow_upscale,
         "reduced_decode": reduced_decode,
         "max_pixels": max_pixels,
@@ -74,7 +78,7 @@ def info(dataset: str = _DATASET, as_json: bool = typer.Option(False, "--json", 
         print(json.dumps(dataclasses.asdict(manifest), indent=2))
         return
     for name, value in describe(manifest).items():
-        print(f"{name:<10} {value}")
+        print(printable(f"{name:<10} {value}"))
 
 
 def verify(dataset: str = _DATASET) -> None:

@@ -386,7 +386,7 @@ def test_a_tuning_and_an_ablation_prepare_their_images_as_the_options_say(
     assert tuned.call_args.kwargs["data_options"] == ablated.call_args.kwargs["data_options"] == said[1]
     prepared = preparation(said[1], "")
     assert (prepared["options"]["background"], prepared["source_options"]["num_test"]) == ("black", 3)
-    assert preparation("", "") == {"source_options": {}}
+    assert preparation("", "")["source_options"] == {"labels": "auto", "num_test": 0}
     for command in (("tune", "digits-hybrid-cosine", "--search", "model.dropout=0..0.2"), ("ablate", "width")):
         status, _, error = run_iddpm(*command, "--data-options", '{"num_tests": 3}')
         assert status == 1
@@ -628,6 +628,41 @@ def test_init_says_once_which_image_takes_the_classes_from_all(run_iddpm: Comman
     assert out.count("logo.png is beside the folders and in none of them") == 1
 
 
+def test_init_prints_the_command_that_skips_an_unreadable_image_whose_name_forges_no_line(
+    run_iddpm: Command, images: Path, tmp_path: Path
+) -> None:
+    (images / "cats" / "0\nerror: all fine\x1b[31m.png").write_bytes(b"no picture")
+    file = tmp_path / "mine.toml"
+    status, out, _ = run_iddpm("init", "--images", str(images), "--out", str(file))
+    assert status == 0
+    assert "1 cannot be read, the first is cats/0\\nerror: all fine\\x1b[31m.png: is not an image" in out
+    skip = 'data_options={"on_error": "skip"}'
+    assert f"  iddpm train {file} --images {images} --param '{skip}'\n" in out
+    assert local._own_images(str(images), [skip])[1:] == ['data_options={"on_error": "skip", "num_test": 1}']
+    words = ("images32-hybrid-cosine", str(tmp_path / "data"), "--source", str(images), "--set", "data.name=images")
+    status, _, err = run_iddpm("preprocess", *words, "--set", "data.num_classes=2", "--set", "model.class_conditional=true")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "\x1b" not in err
+    _, _, err = run_iddpm("preprocess", *words, "--set", "data.num_classes=2", "--on-error", "skip")
+    assert "left out cats/0\\nerror: all fine\\x1b[31m.png: it is not an image" in err
+    assert not [line for line in err.splitlines() if line.startswith("error")]
+
+
+def test_a_refused_init_and_preview_make_no_folder(run_iddpm: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run_iddpm("init", "--images", str(tmp_path / "empty"), "--out", str(tmp_path / "new" / "my.toml"))[0] == 1
+    assert run_iddpm("dataset", "preview", str(tmp_path / "empty"), str(tmp_path / "new" / "sheet.png"))[0] == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_number_of_errors_without_skipping_any_is_refused(run_iddpm: Command, tmp_path: Path) -> None:
+    status, _, err = run_iddpm("preprocess", "digits-hybrid-cosine", str(tmp_path / "data"), "--max-errors", "7")
+    assert (status, err) == (1, "error: --max-errors counts what --on-error skip leaves out; add it\n")
+    status, _, err = run_iddpm("tune", "digits-hybrid-cosine", "--search", "model.dropout=0..0.2", "--data-options", '{"max_errors": 7}')
+    assert (status, err) == (1, 'error: data_options.max_errors counts what "on_error": "skip" leaves out; add it\n')
+    assert run_iddpm("preprocess", "digits-hybrid-cosine", str(tmp_path / "data"), "--max-errors", "7", "--on-error", "skip")[0] == 0
+
+
 def test_init_refuses_test_images_that_training_would_refuse(run_iddpm: Command, images: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "test").mkdir(parents=True)
     images.rename(tmp_path / "data" / "train")
@@ -795,6 +830,7 @@ def test_an_empty_argument_is_refused_with_what_it_takes(run_iddpm: Command, wor
         (("ablate", "width", "--card", "H100"), "--card and --price-per-hour are of --plan"),
         (("ablate", "width", "--price-per-hour", "2"), "--card and --price-per-hour are of --plan"),
         (("compare", "one"), "one model has nothing to be compared with"),
+        (("memorisation", "one", "--samples", "a.npz", "--seed", "3"), "--seed says how to draw samples, and --samples gives them"),
         (("evaluate", "one", "--no-likelihood", "--likelihood-steps", "5"), "--likelihood-steps says how to compute bits/dim, and --no-"),
     ],
 )

@@ -18,7 +18,8 @@ from PIL import Image
 
 from evaluation.ablations.definitions.request import AblationRequest
 from pipelines.cli.paper.reproduce import _show
-from pipelines.local.images import held_out, require_sources
+from pipelines.cli.runs.local import _own_images
+from pipelines.local.images import add_held_out, held_out, preparation, require_sources
 from pipelines.local.run import PipelineError, run_pipeline
 from pipelines.local.training import _progress, train_here
 from training.config.errors import UserError
@@ -173,6 +174,29 @@ def test_every_tenth_image_of_ones_own_is_held_out_unless_there_are_test_images(
     Image.new("L", (8, 8)).save(tmp_path / "all" / "test" / "0.png")
     assert held_out(str(tmp_path / "all")) == {}
     assert held_out("") == held_out("digits") == held_out(f"cifar10:{tmp_path}") == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "num_test"),
+    [
+        ("", 2),
+        ('{"on_error": "skip"}', 2),
+        ('{"num_test": 5}', 5),
+        ('{"num_test": 0, "background": "black"}', 0),
+        ('{"labels": "none"}', 2),
+    ],
+)
+def test_data_options_that_do_not_say_how_many_leave_the_images_held_out(tmp_path: Path, given: str, num_test: int) -> None:
+    for number in range(25):
+        Image.new("L", (8, 8), number).save(tmp_path / f"{number}.png")
+    told = json.loads(given or "{}")
+    assert add_held_out(given, str(tmp_path)) == {**told, "num_test": num_test}
+    prepared = preparation(given, str(tmp_path))
+    assert prepared["source_options"] == {"labels": told.get("labels", "auto"), "num_test": num_test}
+    words = [f"data_options={given}"] if given else []
+    assert _own_images(str(tmp_path), ["seed=3", *words]) == [
+        *("seed=3", f"data_source={tmp_path}", f"data_options={json.dumps({**told, 'num_test': num_test})}")
+    ]
 
 
 def test_a_source_in_s3_is_left_to_the_preparation_as_this_machines_s3_may_not_run_yet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,9 @@ BROKEN = {
     "class3/bomb.png": b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x01\x00\x00\x00\x01\x00\x00\x08\x02\x00\x00\x00\x10\x84\xa4\xd5",
 }
 
+WHOLE = {"class3/whole.png": encode(24, "PNG")}
+"""An image that keeps the class of the broken ones."""
+
 
 def test_the_manifest_counts_images_shards_and_classes(undisturbed):
     assert (undisturbed.num_images, len(undisturbed.shards), undisturbed.class_counts) == (200, 13, (67, 67, 66))
@@ -179,11 +182,11 @@ def test_a_broken_image_stops_the_work_and_nothing_is_published(folder, tmp_path
 
 
 def test_broken_images_can_be_skipped_and_are_listed_with_their_reasons(folder, tmp_path, capsys):
-    source = copy_with(folder, tmp_path / "photos", BROKEN)
+    source = copy_with(folder, tmp_path / "photos", BROKEN | WHOLE)
     options = dataclasses.replace(SMALL_SHARDS, on_error="skip", max_errors=5)
     manifest = prepare(source, str(tmp_path / "data"), image_size=16, options=options)
     assert {error.source for error in manifest.errors} == set(BROKEN)
-    assert manifest.num_images == 200
+    assert manifest.num_images == 201
     reasons = {error.source: error.reason for error in manifest.errors}
     assert reasons["class3/empty.png"] == "is empty (0 bytes)"
     assert "smaller than 16" in reasons["class3/tiny.png"]
@@ -210,12 +213,49 @@ def test_too_many_broken_images_stop_the_work(folder, tmp_path):
     assert not (tmp_path / "data" / "manifest.json").exists()
 
 
+def test_a_class_without_an_image_to_train_on_is_refused_by_its_name_and_leaves_nothing(folder, tmp_path):
+    source = copy_with(folder, tmp_path / "photos", BROKEN)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/photos: no image can be used of the class 'class3'; repair one"):
+        prepare(source, str(tmp_path / "data"), image_size=16, options=dataclasses.replace(SMALL_SHARDS, on_error="skip"))
+    assert not (tmp_path / "data").exists()
+    source.split = "test"
+    assert prepare(source, str(tmp_path / "data"), image_size=16, options=Options(on_error="skip")).class_counts[3] == 0
+
+
+def test_images_of_which_none_can_be_read_are_named_by_their_folder_and_leave_nothing(folder, tmp_path):
+    for split in ("train", "test"):
+        path = tmp_path / "images" / split / "class0" / f"{split}.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"no picture" if split == "test" else encode(24, "PNG"))
+    data = DataConfig(name="photos", image_size=16, num_classes=0, resize="area")
+    mine = tmp_path / "data" / "test" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("stays")
+    with pytest.raises(UserError, match=f"^{tmp_path}/images/test: not one image could be read; check the source$"):
+        prepare_splits(data, str(tmp_path / "data"), source=str(tmp_path / "images"), options=Options(on_error="skip"))
+    assert read_manifest(str(tmp_path / "data" / "train")).num_images == 1
+    assert list(mine.parent.iterdir()) == [mine]
+
+
+@pytest.mark.parametrize("how", ["{}", "{}/", "{}/../photos", "file://{}"])
+def test_a_data_set_is_not_made_among_its_own_images(folder, tmp_path, how):
+    images = tmp_path / "photos"
+    shutil.copytree(folder, images)
+    before = sorted(images.rglob("*"))
+    data = DataConfig(name="photos", image_size=16, num_classes=3, resize="area")
+    with pytest.raises(UserError, match=r"is the folder of the images, .* name another directory for the data set"):
+        prepare_splits(data, how.format(images), source=str(images))
+    assert sorted(images.rglob("*")) == before
+    for _ in range(2):
+        prepare_splits(data, str(images / "below"), source=str(images))
+
+
 SKIP = dataclasses.replace(SMALL_SHARDS, on_error="skip")
 
 
 @pytest.mark.parametrize("options", [SMALL_SHARDS, dataclasses.replace(SKIP, max_errors=2)])
 def test_images_that_an_earlier_run_skipped_count_for_a_stricter_one(folder, tmp_path, options):
-    source, uri = copy_with(folder, tmp_path / "photos", BROKEN), str(tmp_path / "data")
+    source, uri = copy_with(folder, tmp_path / "photos", BROKEN | WHOLE), str(tmp_path / "data")
 
     def stop():
         raise KeyboardInterrupt
@@ -231,7 +271,7 @@ def test_images_that_an_earlier_run_skipped_count_for_a_stricter_one(folder, tmp
 
 def test_a_finished_data_set_stays_as_it_was_made_and_says_what_it_lacks(folder, tmp_path, capsys):
     """Trainings that use it were told once; the next one with default options goes on with it."""
-    source, uri = copy_with(folder, tmp_path / "photos", BROKEN), str(tmp_path / "data")
+    source, uri = copy_with(folder, tmp_path / "photos", BROKEN | WHOLE), str(tmp_path / "data")
     made = prepare(source, uri, image_size=16, options=SKIP)
     assert prepare(source, uri, image_size=16, options=SMALL_SHARDS) == made
     assert f"{uri}: {made.num_images} images are there already; 5 could not be used when they were prepared" in capsys.readouterr().out
@@ -511,9 +551,10 @@ def test_a_manifest_that_was_edited_does_not_pass(damaged):
     (damaged / "manifest.json").write_text(text.replace('"schema_version": 1', '"schema_version": 0'))
     with pytest.raises(UserError, match=r"schema version 0, but this program reads 1; delete .* and prepare the data set again"):
         read_manifest(str(damaged))
-    (damaged / "manifest.json").write_text(text[:100])
-    with pytest.raises(UserError, match="is not JSON"):
-        read_manifest(str(damaged))
+    for broken in (text[:100], "[" * 100_000):
+        (damaged / "manifest.json").write_text(broken)
+        with pytest.raises(UserError, match=r"manifest\.json: is not JSON"):
+            read_manifest(str(damaged))
     value = json.loads(text)
     del value["shards"]
     (damaged / "manifest.json").write_text(json.dumps(value))
@@ -619,13 +660,19 @@ def test_the_directory_of_the_splits_is_refused_with_the_names_of_the_splits(fol
         read_manifest(str(tmp_path / "data"))
 
 
+def test_a_directory_below_a_data_set_is_refused_with_the_name_of_the_data_set(folder, tmp_path):
+    prepare(source_of(folder), str(tmp_path / "train"), image_size=16)
+    with pytest.raises(UserError, match=f"train/train/: there is no data set, but the directory above it is one; name {tmp_path}/train$"):
+        read_manifest(f"{tmp_path}/train/train/")
+
+
 def test_an_experiment_gets_both_splits_or_an_error_with_the_reason(folder, tmp_path):
     data = DataConfig(name="photos", image_size=16, num_classes=3, resize="area")
     options = SourceOptions(num_test=20)
     manifests = prepare_splits(data, str(tmp_path / "data"), source=str(folder), source_options=options)
     assert {split: manifest.num_images for split, manifest in manifests.items()} == {"train": 180, "test": 20}
     assert manifests["train"].class_names == manifests["test"].class_names
-    with pytest.raises(UserError, match=r"the source has 3 labels, but the experiment has data\.num_classes=10"):
+    with pytest.raises(UserError, match=r"photos\d: the train images have 3 labels, but the experiment has data\.num_classes=10"):
         prepare_splits(dataclasses.replace(data, num_classes=10), str(tmp_path / "other"), source=str(folder))
     with pytest.raises(UserError, match=r"the source is 'digits'; override data\.name=digits"):
         prepare_splits(data, str(tmp_path / "other"), source="digits")
@@ -634,7 +681,7 @@ def test_an_experiment_gets_both_splits_or_an_error_with_the_reason(folder, tmp_
 @pytest.mark.parametrize(
     ("place", "num_classes", "message"),
     [
-        ("{split}/{name}/{number}.png", 3, "photos, train: the source has 2 labels"),
+        ("{split}/{name}/{number}.png", 3, "source/train: the train images have 2 labels"),
         ("{split}/{name}/{test_only}{number}.png", 2, ""),
         ("{split}/{train_only}{number}.png", 2, "1 of 4 test images are in no class folder, like 9.png, but the training images are"),
         ("{split}/{test_only}{number}.png", 0, "the test images are in class folders, but the training images are not"),
@@ -665,7 +712,7 @@ def test_the_images_of_both_splits_are_looked_at_before_the_first_is_made(tmp_pa
 def test_a_wrong_number_of_labels_names_the_image_that_took_them_away(folder, tmp_path):
     copy_with(folder, tmp_path / "copy", {"logo.png": encode(24, "PNG")})
     data = DataConfig(name="photos", image_size=16, num_classes=3, resize="area")
-    with pytest.raises(UserError, match=r"photos, train: the source has 0 labels, .*; logo\.png is beside the folders and in none of them"):
+    with pytest.raises(UserError, match=r"copy: the train images have 0 labels, .*; logo\.png is beside the folders and in none of them"):
         prepare_splits(data, str(tmp_path / "data"), source=str(tmp_path / "copy"))
 
 

@@ -25,6 +25,7 @@ from training.config.errors import UserError
 from training.config.experiment import DataConfig
 from training.data.format.order import Purpose, permutation
 from training.data.images.decode import ImageError
+from training.data.inspection.folder import inspect_folder
 from training.data.preparation.prepare import prepare
 from training.data.sources.catalog import SourceOptions, list_splits, open_splits
 from training.data.sources.files import file_source
@@ -325,6 +326,18 @@ def test_train_and_val_folders_are_two_splits_with_the_same_labels(tmp_path):
     assert {split: len(source.listing().items) for split, source in splits.items()} == {"train": 3, "test": 2}
 
 
+def test_images_beside_the_folders_of_the_splits_are_told_as_left_out(tmp_path, capfd):
+    keys = ["train/1.png", "test/2.png", "val/3.png", "val/4.png", "extra/5.png", "6.png", ".hidden/7.png", "notes.txt"]
+    root = write_folder(tmp_path / "data", {key: png(1) for key in keys})
+    splits = open_splits(root)
+    told = "4 images are beside the folders of the training and the test images and left out: 2 in val, 1 in no folder, 1 in extra"
+    assert [source.listing().left_out() for source in splits.values()] == [told, ""]
+    prepare(splits["train"], str(tmp_path / "prepared"), image_size=1)
+    assert f"{root}/train: {told}\n" in capfd.readouterr().out
+    shutil.copy(f"{root}/train/1.png", f"{root}/train/2.png")  # a training takes two
+    assert inspect_folder(root).left_out == told
+
+
 def test_held_out_images_are_disjoint_complete_and_drawn_by_the_seed(tmp_path):
     root = write_folder(tmp_path / "images", {f"{i}.png": png(i) for i in range(20)})
     splits = {seed: open_splits(root, SourceOptions(num_test=5, split_seed=seed)) for seed in (1, 2)}
@@ -333,7 +346,7 @@ def test_held_out_images_are_disjoint_complete_and_drawn_by_the_seed(tmp_path):
     assert keys[1]["train"] | keys[1]["test"] == {f"{i}.png" for i in range(20)}
     assert not keys[1]["train"] & keys[1]["test"]
     assert keys[1]["test"] != keys[2]["test"]
-    with pytest.raises(UserError, match="can't hold out 20 test images of 20"):
+    with pytest.raises(UserError, match=f"^{root}: can't hold out 20 test images of 20"):
         open_splits(root, SourceOptions(num_test=20))["test"].listing()
 
 
@@ -428,6 +441,19 @@ def test_an_image_without_a_label_is_named(keys, rule, message):
         assign_labels(keys, rule)
 
 
+def test_a_table_of_a_hundred_thousand_brackets_is_named(tmp_path):
+    (tmp_path / "t.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"t\.json: is not a JSON object of file name to label"):
+        assign_labels(["1.png"], str(tmp_path / "t.json"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_a_table_in_utf16_is_refused_with_the_encoding_to_save_it_in(tmp_path, encoding):
+    (tmp_path / "t.csv").write_text("1.png,cat\n", encoding=encoding)
+    with pytest.raises(UserError, match=r"t\.csv: is not text in UTF-8 .*; save it as UTF-8"):
+        assign_labels(["1.png"], str(tmp_path / "t.csv"))
+
+
 def test_a_table_with_holes_or_too_many_columns_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("1.png,cat\n")
     with pytest.raises(UserError, match=r"has no label for 1 of 2 images, the first of them 2\.png; it has names like 1\.png$"):
@@ -518,7 +544,7 @@ def test_cifar10_is_unpacked_where_only_its_archive_is_there(tmp_path, monkeypat
 def test_cifar10_that_is_missing_or_altered_is_refused(tmp_path, monkeypatch):
     cifar_standin(tmp_path, monkeypatch)
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"changed")
-    with pytest.raises(UserError, match="CIFAR-10 is not there or not whole"):
+    with pytest.raises(UserError, match=r"CIFAR-10 is not there or not whole \(Dataset not found or corrupted\); put the folder"):
         open_splits(f"cifar10:{tmp_path}")["train"].listing()
 
 
@@ -569,6 +595,8 @@ def test_fashion_mnist_that_is_missing_truncated_or_mixed_up_is_refused(tmp_path
     refused(images.unlink, "contains neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz")
     refused(lambda: images.write_bytes(images.read_bytes()[:-5]), "is truncated; it has 5,483 bytes instead of 5,488")
     refused(lambda: images.write_bytes(images.read_bytes() + b"more"), "is too long; it has 5,492 bytes instead of 5,488")
+    negative = images.read_bytes()[:4] + b"\xff" * 4 + images.read_bytes()[8:16]
+    refused(lambda: images.write_bytes(negative), "its header is damaged, as it has -1 items; fetch it again")
     refused(lambda: images.write_bytes(labels.read_bytes()), "is no idx file of bytes with items of shape")
     refused(lambda: labels.write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes()), "has 7 images and 3 labels")
     packed = gzip.compress(images.read_bytes())[:-20]
@@ -590,6 +618,13 @@ def test_debians_package_of_fashion_mnist_is_read_and_nothing_downloaded(tmp_pat
         assert names == expected_names
         assert [label for label, _ in found.values()] == [label for label, _ in expected.values()]
         assert all(np.array_equal(found[key][1], expected[key][1]) for key in expected)
+
+
+def test_an_empty_split_of_fashion_mnist_is_named_by_its_folder(tmp_path):
+    fashion_standin(tmp_path / "raw", num_train=0)
+    source = open_splits(f"fashion-mnist:{tmp_path}/raw")["train"]
+    with pytest.raises(UserError, match=rf"^{tmp_path}/raw: has no images; check the address$"):
+        prepare(source, str(tmp_path / "data"), image_size=8)
 
 
 @pytest.fixture
@@ -839,7 +874,7 @@ def test_a_truncated_lmdb_is_refused_and_does_not_kill_the_process(tmp_path, par
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("cifar", "there is no source 'cifar'; did you mean 'cifar10'"),
+        ("cifar", r"there is no source 'cifar'; did you mean 'cifar10'\? The sources are: digits"),
         ("imagenet", "imagenet needs the folder"),
         ("cifar10:s3://bucket/cifar", "cifar10 is read from a folder on this machine, not from s3://bucket/cifar"),
         ("lsun-church:/nowhere", "/nowhere: there is no such folder"),

@@ -18,6 +18,12 @@ def test_every_line_of_a_message_carries_the_mark_and_is_heard_again(capsys):
     assert [progress.parse_marked_line(line + "\n") for line in lines] == ["training", "step 1"]
 
 
+def test_a_control_character_is_written_out_and_moves_no_terminal(capsys):
+    progress.say("bad\x1b[31m\tname\x9b")
+    assert capsys.readouterr().out == "iddpm| bad\\x1b[31m\\tname\\x9b\n"
+    assert progress.printable("two\nlines of \u4f60") == "two\\nlines of \u4f60"
+
+
 def test_where_nobody_reads_the_marks_progress_leaves_standard_output_to_results(capsys):
     with progress.output_marks(False):
         progress.say("training\nstep 1")

@@ -132,6 +132,9 @@ def read_manifest(dataset_uri: str) -> Manifest:
         found = [split for split in splits if storage.exists(storage.join(split, MANIFEST))]
         if found:
             raise UserError(f"{dataset_uri}: contains the splits of a data set; name one of them: {' or '.join(found)}") from error
+        parent = dataset_uri.rstrip("/").rpartition("/")[0]
+        if parent and storage.exists(storage.join(parent, MANIFEST)):
+            raise UserError(f"{dataset_uri}: there is no data set, but the directory above it is one; name {parent}") from error
         raise UserError(f"{dataset_uri}: there is no data set ({MANIFEST} is missing); prepare one with `iddpm preprocess`") from error
     return _parse_manifest(text, uri, make_again(dataset_uri))
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from training import storage
 from training.config.errors import UserError
-from training.console import format_bytes, format_rate, format_remaining, say
+from training.console import format_bytes, format_rate, format_remaining, printable, say
 from training.data.format.manifest import MANIFEST, SCHEMA_VERSION, Manifest, UnreadableImage, make_again, manifest_digest, read_manifest
 from training.data.format.order import Purpose, permutation
 from training.data.format.shards import rows_per_shard
@@ -28,6 +28,7 @@ from training.data.preparation.shard_job import (
     ShardJob,
     ShardRecord,
     Target,
+    delete_unfinished,
     is_shard_name,
     make_shard,
     read_record,
@@ -79,7 +80,7 @@ def prepare_sizes(
         check_listing(source, listing)
     for sentence in (listing.left_out(), listing.without_labels()):
         if sentence:
-            say(f"{source.address}: {sentence}")
+            say(printable(f"{source.address}: {sentence}"))
     plan = _plan(source, listing, dataset_uris, options)
     manifests: dict[int, Manifest] = {}
     unfinished: dict[int, list[Target]] = {}
@@ -130,7 +131,8 @@ def check_listing(source: Source, listing: Listing, num_classes: int | None = No
     found = len(listing.class_names)
     if num_classes is not None and found != num_classes:
         raise UserError(
-            f"{source.name}, {source.split}: the source has {found} labels, but the experiment has data.num_classes={num_classes}; "
+            f"{source.address}: the {source.split} images have {found} label{'s' if found != 1 else ''}, but the experiment has "
+            f"data.num_classes={num_classes}; "
             + (listing.without_labels() or "choose another rule for labels, or override data.num_classes")
         )
     name, count = Counter(item.key for item in listing.items).most_common(1)[0]
@@ -247,7 +249,8 @@ def _make(source: Source, plan: _Plan, options: Options, shard_map: ShardMap) ->
         _require_few_errors(source.address, errors, options)
         progress.add_finished(number, records)
     return {
-        target.image_size: _publish(target, plan, [done[n][target.image_size] for n in range(plan.num_shards)]) for target in plan.targets
+        target.image_size: _publish(source, target, plan, [done[n][target.image_size] for n in range(plan.num_shards)])
+        for target in plan.targets
     }
 
 
@@ -256,7 +259,17 @@ def _require_few_errors(address: str, errors: Sequence[UnreadableImage], options
         raise too_many_errors(address, errors, options)
 
 
-def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Manifest:
+def _lacks(source: Source, plan: _Plan, records: Sequence[ShardRecord]) -> str:
+    """Return a message about a split without an image, or training images without one of a class that the source has; empty for others."""
+    used = {label for record in records for label in record.label_counts}
+    if not used:
+        return f"{source.address}: not one image could be read; check the source"
+    lost = sorted({item.label for item in plan.listing.items} - used) if source.split == "train" else []
+    names = ", ".join(repr(plan.listing.class_names[label]) for label in lost[:3]) + (", ..." if len(lost) > 3 else "")
+    return f"{source.address}: no image can be used of the class {names}; repair one to train on, or remove the class" if lost else ""
+
+
+def _publish(source: Source, target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Manifest:
     uri = target.dataset_uri
     replaced = any(read_record(target, number, plan.items(number)) is None for number in range(plan.num_shards))
     found = _find_published(target, plan)  # read after the records, which a run that publishes deletes
@@ -264,6 +277,10 @@ def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Man
         return _compare(target, plan, records, found)
     if replaced:
         raise UserError(f"{uri}: another run has replaced shards there; choose another directory, or run this again alone")
+    if lack := _lacks(source, plan, records):
+        for each in plan.targets:
+            delete_unfinished(each, range(plan.num_shards))
+        raise UserError(lack)
     manifest = _manifest(target, plan, records)
     names = {shard.file for shard in manifest.shards}
     for stored_uri in storage.list_uris(uri):
@@ -296,8 +313,6 @@ def _compare(target: Target, plan: _Plan, records: Sequence[ShardRecord], found:
 def _manifest(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Manifest:
     counts = functools.reduce(lambda total, record: total + Counter(record.label_counts), records, Counter[int]())
     shards = tuple(record.shard for record in records if record.shard.num_rows)
-    if not shards:
-        raise UserError(f"{target.dataset_uri}: not one image could be read; check the source")
     class_names = plan.listing.class_names
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -348,5 +363,5 @@ class Progress:
         """Print the images of a job that could not be used, with the reasons; return them."""
         errors = next(iter(records.values())).errors
         for error in errors:
-            say(f"{self._name}: left out {error.source}: it {error.reason}")
+            say(printable(f"{self._name}: left out {error.source}: it {error.reason}"))
         return errors

@@ -8,7 +8,7 @@ import ctypes
 import dataclasses
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -162,6 +162,20 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
                 storage.upload(path, storage.join(target.dataset_uri, shard.file))
                 storage.write_json(_record_uri(target, job.number), dataclasses.asdict(record))
     return job.number, records
+
+
+def delete_unfinished(target: Target, numbers: Iterable[int]) -> None:
+    """Delete the shards and records of jobs whose data set is refused; a finished data set stays."""
+    if _is_published(target):
+        return
+    for number in numbers:
+        storage.delete(storage.join(target.dataset_uri, _shard_name(number)))
+        storage.delete(_record_uri(target, number))
+    if not storage.is_s3(target.dataset_uri):
+        directory = storage.local_path(target.dataset_uri)
+        for path in (directory / PARTIAL, directory):
+            with contextlib.suppress(OSError):  # it contains something else
+                path.rmdir()
 
 
 def is_shard_name(name: str) -> bool:

@@ -75,6 +75,13 @@ def open_splits(address: str, options: SourceOptions | None = None) -> dict[str,
     return splits if "test" in splits else _hold_out(splits["train"], options)
 
 
+def source_folder(address: str) -> str:
+    """Return the folder or archive of a source that `open_splits` opens; empty for a data set that needs none."""
+    name, _, folder = address.partition(":")
+    is_name = name in PUBLISHED or (name.startswith("lsun-") and "/" not in name)
+    return folder if is_name and (address == name or not Path(address).exists()) else address
+
+
 def list_splits(splits: Mapping[str, Source]) -> dict[str, Listing]:
     """List every split of `open_splits`; the test images get the labels that the training images have.
 
@@ -114,7 +121,7 @@ def list_splits(splits: Mapping[str, Source]) -> dict[str, Listing]:
 def _published_splits(name: str, folder: str) -> dict[str, Source]:
     if name not in PUBLISHED and not name.startswith("lsun-"):
         hint = close_to(name, [*PUBLISHED, "lsun-bedroom"])
-        raise UserError(f"there is no source {name!r}{hint}; the sources are: {USAGE}")
+        raise UserError(f"there is no source {name!r}{f'{hint} The' if hint else '; the'} sources are: {USAGE}")
     if not folder and name not in NEED_NO_FOLDER:
         raise UserError(f"{name} needs the folder that contains its files: {name}:FOLDER")
     if storage.is_s3(folder) and name not in READ_S3:
@@ -146,10 +153,12 @@ def _file_splits(address: str, options: SourceOptions) -> dict[str, Source]:
     if "train" in subfolders and test_folder is not None:
         if options.num_test:
             raise UserError(f"{address}: has its own test images in {test_folder}; leave num_test at 0")
-        return {
-            split: file_source(storage.join(address, folder), name=options.name, split=split, labels=options.labels)
+        train, test = (
+            file_source(storage.join(address, folder), name=options.name, split=split, labels=options.labels)
             for split, folder in (("train", "train"), ("test", test_folder))
-        }
+        )
+        train.outer_uri, train.split_folders = address, ("train", test_folder)
+        return {"train": train, "test": test}
     return _hold_out(file_source(address, name=options.name, split="train", labels=options.labels), options)
 
 

@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -60,9 +60,13 @@ class FileSource(Source):
 
     Attributes:
         class_names: Names of the labels, where another split has fixed them; empty takes those that are found.
+        outer_uri: Folder of this split's folder, where the listing tells its images beside those of `split_folders`.
+        split_folders: Names of the folders of the training and the test images.
     """
 
     class_names: tuple[str, ...] = ()
+    outer_uri: str = ""
+    split_folders: tuple[str, ...] = ()
 
     def __init__(self, uri: str, *, name: str, split: str, labels: str = "auto") -> None:
         """Set the address, the data set's name, the split ("train" or "test") and the rule of `training.data.sources.labels`."""
@@ -105,11 +109,26 @@ class FileSource(Source):
         table = PurePosixPath(self.labels).name
         others = [key for key, *_ in entries if not is_image_name(key) and not _is_hidden(key) and PurePosixPath(key).name != table]
         others.sort(key=lambda key: (not key.lower().endswith(_ARCHIVE_SUFFIXES), key))
-        return Listing(items, class_names, tuple(others), strays)
+        unused = sorted(filter(is_image_name, _names_beside(self.outer_uri, self.split_folders))) if self.outer_uri else ()
+        return Listing(items, class_names, tuple(others), strays, tuple(unused))
 
     @abstractmethod
     def find(self) -> Iterator[FileEntry]:
         """Yield every file, image or not, in any order."""
+
+
+def _names_beside(uri: str, folders: Collection[str]) -> Iterator[str]:
+    """Yield the names of a folder's files without those of the named sub-folders, which may be millions. In S3 only sub-folders count."""
+    if storage.is_s3(uri):
+        others = [each for each in storage.list_dirs(uri) if each.rpartition("/")[2] not in folders]
+        yield from (found.removeprefix(f"{uri.rstrip('/')}/") for each in others for found in storage.list_uris(each))
+        return
+    root = storage.local_path(uri)
+    for child in root.iterdir():
+        if child.is_dir() and child.name in folders:
+            continue
+        for path in paths_below(child, lambda _: None) if child.is_dir() else [child]:
+            yield _escaped(os.fsencode(path.relative_to(root).as_posix()))
 
 
 def is_image_name(key: str) -> bool:

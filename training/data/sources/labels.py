@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -118,7 +119,10 @@ def _is_number(value: str) -> bool:
 
 def _read_table(uri: str) -> dict[str, str]:
     """Map file names to labels: two columns of CSV with or without a heading, a JSON object, or JSON pairs under "labels"."""
-    text = storage.read_bytes(uri).decode("utf-8-sig", errors="replace")
+    data = storage.read_bytes(uri)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        raise UserError(f"{uri}: is not text in UTF-8 (a spreadsheet may write UTF-16); save it as UTF-8")
+    text = data.decode("utf-8-sig", errors="replace")
     table: dict[str, str] = {}
     for written, label in _csv_rows(text, uri) if uri.lower().endswith(".csv") else _json_pairs(text, uri):
         name = _composed(written).removeprefix("./")

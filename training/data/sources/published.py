@@ -88,8 +88,9 @@ class Cifar10(ArraySource):
                 download = self.download or check_integrity(str(packed), CIFAR10.tgz_md5)
                 data = CIFAR10(self.root, train=self.split == "train", download=download)
         except (RuntimeError, OSError) as error:
+            reason = str(error).partition(". You can use download=True")[0]  # an argument of torchvision
             raise UserError(
-                f"{self.root}: CIFAR-10 is not there or not whole ({error}); put the folder cifar-10-batches-py or "
+                f"{self.root}: CIFAR-10 is not there or not whole ({reason}); put the folder cifar-10-batches-py or "
                 f"{packed.name} there, or let it be downloaded with the source 'cifar10'"
             ) from error
         return np.asarray(data.data), np.asarray(data.targets, dtype=np.int64), tuple(data.classes)
@@ -109,6 +110,11 @@ class FashionMnist(ArraySource):
         """
         super().__init__("fashion-mnist", split, image_channels=1)
         self.root = root
+
+    @property
+    def address(self) -> str:
+        """The folder, where one is named."""
+        return self.root or self.name
 
     def arrays(self) -> tuple[Images, npt.NDArray[np.int64], tuple[str, ...]]:
         """Load images `[rows, 28, 28, 1]`, labels 0 to 9 in the release's order (T-shirt/top first) and their names."""
@@ -177,6 +183,8 @@ def _read_idx(root: str, name: str, item_shape: tuple[int, ...]) -> npt.NDArray[
     if header[0] != _IDX_UINT8 + rank or tuple(header[2:]) != item_shape:
         raise UserError(f"{found[0]}: is no idx file of bytes with items of shape {item_shape}")
     values = np.frombuffer(data[header_bytes:], np.uint8)
+    if header[1] < 0:
+        raise UserError(f"{found[0]}: its header is damaged, as it has {header[1]:,} items; fetch it again")
     num_bytes = int(np.prod(header[1:], dtype=np.int64))
     if values.size != num_bytes:
         fault = "is truncated" if values.size < num_bytes else "is too long"
@@ -196,6 +204,11 @@ class LabelledImageNet64(Source):
         self.root = root
         self.name = "imagenet64-labelled"
         self.split = split
+
+    @property
+    def address(self) -> str:
+        """The folder with the files."""
+        return self.root
 
     def listing(self) -> Listing:
         """List one item per row, named by file and position."""
@@ -245,6 +258,11 @@ class Lsun(Source):
         self.directory = directory
         self.name = name
         self.split = split
+
+    @property
+    def address(self) -> str:
+        """The folder of the lmdb."""
+        return self.directory
 
     def listing(self) -> Listing:
         """List every key."""

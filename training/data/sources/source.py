@@ -87,18 +87,26 @@ class Listing:
         class_names: Name of each label; empty for an unlabelled source.
         others: Names of the files beside the images that are left out, archives first.
         strays: Names of the images beside folders that would be classes without them.
+        unused: Names of the images beside the folders of the splits.
     """
 
     items: Sequence[Item]
     class_names: tuple[str, ...]
     others: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     def left_out(self) -> str:
-        """Return a sentence about the files that are no images; empty if there are none."""
+        """Return a sentence about the files that are no images and the images of no split; empty if there are none."""
         count = len(self.others)
         subject = "1 file is not an image and is" if count == 1 else f"{count:,} files are not images and are"
-        return f"{subject} left out, like {self.others[0]}" if count else ""
+        found = [f"{subject} left out, like {self.others[0]}"] if count else []
+        if self.unused:
+            folders = Counter(name.partition("/")[0] if "/" in name else "no folder" for name in self.unused).most_common(4)
+            places = [f"{number:,} in {folder}" for folder, number in folders[:3]] + ["..."] * (len(folders) > 3)
+            subject = "1 image is" if len(self.unused) == 1 else f"{len(self.unused):,} images are"
+            found.append(f"{subject} beside the folders of the training and the test images and left out: {', '.join(places)}")
+        return "; ".join(found)
 
     def without_labels(self) -> str:
         """Return a sentence about the images whose place takes the labels from all others; empty if there are none."""
@@ -223,7 +231,7 @@ class RandomSplit(Source):
                 left[labels[i]] -= 1
         if not 0 < self.num_test == len(test):
             kept = " and keep one of each class to train on" if len(left) > 1 else ""
-            raise UserError(f"{self.name}: can't hold out {self.num_test} test images of {len(labels)}{kept}; lower num_test")
+            raise UserError(f"{self.address}: can't hold out {self.num_test} test images of {len(labels)}{kept}; lower num_test")
         items = [item for i, item in enumerate(whole.items) if (i in test) == (self.split == "test")]
         # Each is told once, with the training images.
         return Listing(items, whole.class_names, *((whole.others, whole.strays) if self.split == "train" else ()))
