@@ -573,6 +573,8 @@ def test_an_environment_without_an_address_is_named(key, monkeypatch):
 def test_a_request_that_can_never_work_is_refused_at_once(key):
     with pytest.raises(TrackingError, match=r"refused: .*not found"):
         tracking.attach("0" * 32)
+    with pytest.raises(TrackingError, match=r"has no run '0{32}'; `iddpm runs` lists the trainings"):
+        tracking.tags_of("0" * 32)
     with pytest.raises(TrackingError, match="is not a metric's name"):
         open_run(key).log_metrics({"loss:x": 1.0}, 0)
     with pytest.raises(TrackingError, match="contains a quote"):

@@ -116,7 +116,7 @@ def decode_text(data: bytes, name: str) -> str:
     try:
         text = data.decode("utf-8-sig")  # some editors write a mark before the text
     except UnicodeDecodeError as error:
-        raise UserError(f"{name}: cannot be read as an experiment file: {error}") from error
+        raise UserError(f"{name}: cannot be read as an experiment file: {error}; save it as UTF-8") from error
     require(bool(text.strip()), name, 'the experiment file is empty; it needs base = "a preset"')
     return text
 

@@ -106,7 +106,7 @@ def validate(cls: type, value: Mapping[str, Any]) -> Any:
     try:
         made = adapter(cls).validate_python(value)
     except ValidationError as error:
-        raise UserError(_explain(error, cls)) from error
+        raise UserError(_explain(error, cls, is_written=True)) from error
     _refuse_booleans(value, made, "")
     return made
 
@@ -146,7 +146,8 @@ def validate_stored(cls: type, text: bytes) -> Any:
         raise UserError(_explain(error, cls)) from error
 
 
-def _explain(error: ValidationError, cls: type) -> str:
+def _explain(error: ValidationError, cls: type, *, is_written: bool = False) -> str:
+    """Return the problems in one line; with what to write instead, if a person has written the value."""
     messages = []
     for problem in error.errors():
         cause, parts = problem.get("ctx", {}).get("error"), [str(part) for part in problem["loc"]]
@@ -156,8 +157,17 @@ def _explain(error: ValidationError, cls: type) -> str:
         elif problem["type"] == "unexpected_keyword_argument" and (fields := _fields_at(cls, parts[:-1])):
             return f"{path}: {unknown_field(parts[-1], fields, '.'.join(parts[:-1]))}"  # alone, as the list of fields is long
         else:
-            messages.append(f"{path or cls.__name__}: {problem['msg']}, got {problem['input']!r:.200}")
+            remedy = _remedy(problem["type"], problem["input"]) if is_written else ""
+            messages.append(f"{path or cls.__name__}: {problem['msg']}, got {problem['input']!r:.200}{remedy}")
     return "; ".join(messages[:_MOST_PROBLEMS])
+
+
+def _remedy(problem: str, given: Any) -> str:
+    if problem == "tuple_type" and isinstance(given, str | int | float):
+        return f"; write a list, [{json.dumps(given)}]"
+    if problem == "string_type" and isinstance(given, int | float):
+        return f'; write it in quotes, "{given}"'
+    return "; write one more value" if problem == "missing" and isinstance(given, list | tuple) else ""
 
 
 def _fields_at(cls: type, path: Iterable[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from training.tracking.client import TrackingError as TrackingError
-from training.tracking.client import connect, none_if_missing, request, wait_for_mlflow
+from training.tracking.client import connect, none_if_missing, request, tracking_uri, wait_for_mlflow
 from training.tracking.tracked_run import PARENT_TAG, Status
 from training.tracking.tracked_run import TrackedRun as TrackedRun
 
@@ -259,7 +259,10 @@ def end_if_running(run_id: str, status: Status, step: str, *, seconds: float | N
 def tags_of(run_id: str) -> dict[str, str]:
     """Return the tags of a run; raise TrackingError if there is no such run, or MLflow can't be reached."""
     client = connect()
-    return dict(request(lambda: client.get_run(run_id)).data.tags)
+    run = request(lambda: none_if_missing(lambda: client.get_run(run_id)))
+    if run is None:
+        raise TrackingError(f"MLflow at {tracking_uri()} has no run {run_id!r}; `iddpm runs` lists the trainings")
+    return dict(run.data.tags)
 
 
 def is_complete(run_id: str, metrics: Set[str]) -> bool:

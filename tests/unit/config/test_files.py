@@ -105,6 +105,10 @@ def test_the_network_of_the_earlier_code_is_three_fields_of_a_file_or_three_over
         ('base = "cifar10-hybrid-cosine"\n[model]\ndropot = 1', r"model\.dropot: there is no 'dropot' in 'model'; did you mean 'dropout'"),
         ('base = "cifar10-hybrid-cosine"\nmodel = 3', r"model: is a table of fields, like \[model\], got 3"),
         ('base = "cifar10-hybrid-cosine"\n[model.dropout]\nx = 3', r"model\.dropout: is a field and no table"),
+        ('base = "cifar10-hybrid-cosine"\n[evaluation.sampling]\nspacing = 50', r"spacing: .*string, got 50; write it in quotes, \"50\"$"),
+        ('base = "cifar10-hybrid-cosine"\n[optim]\nema_decays = 0.9', r"ema_decays: .*tuple, got 0\.9; write a list, \[0\.9\]$"),
+        ('base = "cifar10-hybrid-cosine"\n[evaluation]\nmetrics = "kid"', r"metrics: .*got 'kid'; write a list, \[\"kid\"\]$"),
+        ('base = "cifar10-hybrid-cosine"\n[optim]\nadam_betas = [0.9]', r"adam_betas\.1: .*, got \[0\.9\]; write one more value$"),
         ('base = "cifar10-hybrid-cosine"\n[model]\ndropout = "much"', r"model\.dropout: .*number"),
         (
             'base = "cifar10-hybrid-cosine"\n[model]\ndropout = true',

@@ -850,6 +850,7 @@ def test_a_file_of_many_images_is_another_where_it_was_written_and_not_where_its
 def test_lsun_is_read_from_its_lmdb(tmp_path):
     write_lsun(tmp_path, train=range(5), val=range(5, 7))
     splits = open_splits(f"lsun-bedroom:{tmp_path}")
+    assert splits["test"].address == f"{tmp_path}/bedroom_val_lmdb", "messages name the folder"
     found, names = contents(splits["train"])
     assert names == ()
     assert len(found) == 5
