@@ -75,14 +75,15 @@ def _stored(plan: EvaluationPlan) -> EvaluationResult | None:
 
 
 def _tell_replaced(plan: EvaluationPlan) -> None:
-    """Say that an evaluation of the same name by another protocol is about to be replaced."""
+    """Say that an evaluation of the same name, of another model or by another protocol, is about to be replaced."""
     uri = result_uri(plan.run_uri, plan.options.result_name)
     try:
         stored = EvaluationResult.read(uri)
     except storage.StorageError:  # there is none, or it is damaged
         return
     if stored.protocol != plan.card:
-        say(f"{uri}: replaces {stored.distance_name} {stored.distance:.4g} by another protocol; an evaluation of another name keeps both")
+        found = f"{stored.distance_name} {stored.distance:.4g} of {stored.protocol['distance']['num_samples']:,} samples"
+        say(f"{uri}: replaces {found}, which is of another model or protocol; --name NAME with another name keeps both")
 
 
 def _evaluate(plan: EvaluationPlan) -> EvaluationResult:

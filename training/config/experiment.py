@@ -495,7 +495,7 @@ class Experiment(KnownFieldsOnly, PlainRecord):
         )
 
     def require_used(self) -> None:
-        """Raise UserError if lambda or the stop-gradient is set for an objective that has neither.
+        """Raise UserError if lambda or the stop-gradient is set for an objective that has neither, or a stage gets attention twice.
 
         Only a new training is checked: an earlier run with these settings can still be read.
         """
@@ -507,6 +507,9 @@ class Experiment(KnownFieldsOnly, PlainRecord):
                 f"diffusion.{name}",
                 f"only objective 'hybrid' uses it, and diffusion.objective is {objective!r}; leave it at {json.dumps(default)}",
             )
+        sizes = list(self.model.attention_resolutions)
+        once = list(dict.fromkeys(sizes))
+        require(sizes == once, "model.attention_resolutions", f"{sizes} names a size twice, which changes no network; write {once}")
 
     @property
     def out_channels(self) -> int:

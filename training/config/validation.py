@@ -165,7 +165,7 @@ def _explain(error: ValidationError, cls: type, *, is_written: bool = False) -> 
 def _remedy(problem: str, given: Any) -> str:
     if problem == "tuple_type" and isinstance(given, str | int | float):
         return f"; write a list, [{json.dumps(given)}]"
-    if problem == "string_type" and isinstance(given, int | float):
+    if problem == "string_type" and type(given) in (int, float):
         return f'; write it in quotes, "{given}"'
     return "; write one more value" if problem == "missing" and isinstance(given, list | tuple) else ""
 

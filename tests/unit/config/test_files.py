@@ -135,6 +135,13 @@ def test_the_mark_that_an_editor_writes_before_the_text_is_no_part_of_it(tmp_pat
     assert read_experiment_file(file) == read_experiment_file(FILE)
 
 
+def test_a_file_in_another_encoding_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(FILE.encode("utf-16"))
+    with pytest.raises(UserError, match=r"mine\.toml: cannot be read as an experiment file: .*; save it as UTF-8$"):
+        read_experiment_file(file)
+
+
 def test_every_door_resolves_an_experiment_in_the_same_way() -> None:
     assert resolve_experiment(preset="digits-hybrid-cosine") == presets.preset("digits-hybrid-cosine")
     assert resolve_experiment(file_text=FILE, overrides=["model.dropout=0.2"], seed=9) == read_experiment_file(FILE).override(
@@ -164,6 +171,13 @@ def test_a_setting_of_the_hybrid_objective_is_refused_with_another(objective: st
         resolve_experiment(preset="digits-hybrid-cosine", overrides=words)
     assert presets.preset("digits-hybrid-cosine", words), "the experiment of an earlier run is still read"
     assert resolve_experiment(preset="digits-hybrid-cosine", overrides=[override])
+
+
+def test_a_size_that_gets_attention_is_named_once() -> None:
+    words = ["model.attention_resolutions=4,8,4"]
+    with pytest.raises(UserError, match=r"^model\.attention_resolutions: \[4, 8, 4\] names a size twice, .*; write \[4, 8\]$"):
+        resolve_experiment(preset="digits-hybrid-cosine", overrides=words)
+    assert presets.preset("digits-hybrid-cosine", words), "the experiment of an earlier run is still read"
 
 
 def test_more_updates_than_the_learning_rate_is_annealed_over_are_refused() -> None:

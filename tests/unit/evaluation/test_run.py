@@ -130,8 +130,10 @@ def test_an_evaluation_says_which_result_of_its_name_it_replaces(
     evaluate(uri, digits_uri, reference_uri, options=options)
     assert "replaces" not in capsys.readouterr().out
     evaluate(uri, digits_uri, reference_uri, options=dataclasses.replace(options, num_samples=20))
-    said = f"evaluations/mine.json: replaces FD(digits-classifier) {first.distance:.4g} by another protocol; an evaluation of another name"
-    assert said in capsys.readouterr().out
+    said = (
+        f"evaluations/mine.json: replaces FD(digits-classifier) {first.distance:.4g} of 40 samples, which is of another model or protocol"
+    )
+    assert f"{said}; --name NAME with another name keeps both" in capsys.readouterr().out
 
 
 def test_another_purpose_draws_other_samples(result: EvaluationResult, evaluated_run_uri: str, digits_uri: str, reference_uri: str) -> None:
@@ -313,6 +315,17 @@ def test_invalid_options_are_refused_before_the_first_draw(run_uri: str, digits_
     with pytest.raises(UserError, match=r"adm\.npz: the real images of .*adopted\.npz are not there, and kid compare with them"):
         evaluate(uri, digits_uri, str(tmp_path / "adopted.npz"), options=EvaluationOptions(metrics=("kid",)))
     assert set(Path(run_uri).rglob("*")) == before
+
+
+def test_the_splits_of_a_data_set_that_were_exchanged_are_refused(experiment: Experiment, digits_uri: str, tmp_path: Path) -> None:
+    shutil.copytree(f"{digits_uri}/test", tmp_path / "data/train")
+    shutil.copytree(f"{digits_uri}/train", tmp_path / "data/test")
+    uri = checkpoint.checkpoint_uri(write_run(str(tmp_path / "run"), experiment), 200)
+    with pytest.raises(UserError, match=r"data/train: has the test images, as its manifest says; exchange train and test again"):
+        CliRunner().invoke(app, ["evaluate", uri, "--data", str(tmp_path / "data")], catch_exceptions=False)
+    assert not list(tmp_path.rglob("references"))
+    with pytest.raises(UserError, match="has the test images"):
+        preflight(ModelSpec(checkpoint_uri=uri), str(tmp_path / "data"), f"{digits_uri}/none.npz", EvaluationOptions())
 
 
 def test_label_agreement_is_refused_for_an_unconditional_model(
