@@ -47,9 +47,9 @@ def identify(experiment: Experiment, data_uri: str, storage_root_uri: str, force
 
     Equal arguments give the same run. `forced_by`: see `run_directory`.
     """
-    from training.data.format.manifest import read_manifest
+    from training.data.splits import read_train_manifest
 
-    manifest = read_manifest(storage.join(data_uri, "train"))
+    manifest = read_train_manifest(data_uri)
     require_data_fits(experiment, manifest)
     key, uri = run_directory(experiment, manifest.content_digest, storage_root_uri, forced_by)
     return Run(experiment=experiment, manifest=manifest, key=key, uri=uri, forced_by=forced_by)

@@ -31,7 +31,8 @@ from training.config.errors import UserError
 from training.config.experiment import Experiment, LikelihoodForm
 from training.config.plain import as_plain, as_plain_fields
 from training.console import say
-from training.data.format.manifest import Manifest, read_manifest
+from training.data.format.manifest import read_manifest
+from training.data.splits import read_train_manifest
 from training.distributed.arithmetic import require_fast
 
 _LIKELIHOOD_BATCH_SIZE = 100
@@ -75,7 +76,7 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     extractor = load_extractor(
         options.extractor or experiment.evaluation.extractor, weights=options.extractor_weights, device=options.own_device
     )
-    train = _read_train(data_uri)
+    train = read_train_manifest(data_uri)
     reference = load_reference(reference_uri)
     metrics = _check_metrics(options, model, extractor, reference)
     if not reference.images_uri:
@@ -140,7 +141,7 @@ def require_possible(specs: Iterable[ModelSpec], data_uri: str, options: Evaluat
     require_readable(specs)
     if options.num_workers <= 1:
         require_fast(options.precision, options.own_device)
-    class_counts = tuple(_read_train(data_uri).class_counts)
+    class_counts = tuple(read_train_manifest(data_uri).class_counts)
     for spec in specs:
         model = spec.load("cpu")
         evaluation = model.experiment.evaluation
@@ -154,14 +155,6 @@ def require_possible(specs: Iterable[ModelSpec], data_uri: str, options: Evaluat
         )
         if options.likelihood:
             _likelihood_settings(model, data_uri, options)
-
-
-def _read_train(data_uri: str) -> Manifest:
-    """Return the manifest of the training images; refuse a directory that has the name of one split and the images of the other."""
-    train = read_manifest(storage.join(data_uri, "train"))
-    if train.split == "test":
-        raise UserError(f"{storage.join(data_uri, 'train')}: has the test images, as its manifest says; exchange train and test again")
-    return train
 
 
 def _check_metrics(

@@ -10,7 +10,7 @@ from training import storage
 from training.config.errors import UserError
 from training.config.experiment import DataConfig, Experiment
 from training.config.validation import validate
-from training.data.format.manifest import Manifest
+from training.data.format.manifest import Manifest, read_manifest
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import ShardMap, check_listing, prepare_sizes
 from training.data.sources.catalog import SourceOptions, list_splits, open_splits, source_folder
@@ -74,6 +74,18 @@ def data_directories(data: DataConfig, data_uri: str, storage_root_uri: str, oth
     """Return the directory of each image size that `prepare_experiment` makes, that of the experiment's own size first."""
     own = data_uri or default_data_uri(data, storage_root_uri)
     return {data.image_size: own, **{size: other_data_uri(data, own, size) for size in map(int, other_sizes) if size != data.image_size}}
+
+
+def read_train_manifest(data_uri: str) -> Manifest:
+    """Return the manifest of a data set's training images.
+
+    Raises:
+        UserError: There is none, it is damaged, or it is that of the test images, since the directories were exchanged.
+    """
+    train = read_manifest(storage.join(data_uri, "train"))
+    if train.split == "test":
+        raise UserError(f"{storage.join(data_uri, 'train')}: has the test images, as its manifest says; exchange train and test again")
+    return train
 
 
 def check_matches(manifest: Manifest, data: DataConfig) -> None:

@@ -305,7 +305,9 @@ def read_grid_file(path: Path) -> GridFile:
     try:
         text = path.read_text(encoding="utf-8")
         plain, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error}; save it as UTF-8") from error
+    except yaml.YAMLError as error:
         raise UserError(f"{path}: is not YAML: {error}") from error
     for key in _repeated_keys(tree):
         raise UserError(f"{path}: has {key} twice; give all its values at once, {key}: [a, b, c]")

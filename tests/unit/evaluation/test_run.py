@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from components.steps.compare import compare_models
 from components.steps.nightly import score_model
 from components.steps.reference import make_reference
+from components.steps.runs import identify
 from evaluation.distances.reference_statistics import compute_reference, load_reference, save_reference
 from evaluation.evaluate.options import EvaluationOptions, require_own_name
 from evaluation.evaluate.preflight import preflight
@@ -326,6 +327,8 @@ def test_the_splits_of_a_data_set_that_were_exchanged_are_refused(experiment: Ex
     assert not list(tmp_path.rglob("references"))
     with pytest.raises(UserError, match="has the test images"):
         preflight(ModelSpec(checkpoint_uri=uri), str(tmp_path / "data"), f"{digits_uri}/none.npz", EvaluationOptions())
+    with pytest.raises(UserError, match="has the test images"):
+        identify(experiment, str(tmp_path / "data"), str(tmp_path / "storage"))
 
 
 def test_label_agreement_is_refused_for_an_unconditional_model(
