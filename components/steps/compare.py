@@ -10,6 +10,7 @@ from typing import Any
 from components.steps.evaluate import evaluation_options
 from components.steps.reference import reference_for
 from components.steps.run_messages import End, tell_end
+from components.steps.settings import require_no_blanks_around
 from components.steps.studies import log_study
 from evaluation.records.numbers import format_estimate
 from training import storage
@@ -34,13 +35,16 @@ def compare_models(models: Sequence[str], num_samples: int, storage_root_uri: st
         URI of the page, `<root>/comparisons/<key>/comparison.html`. The step succeeds even if MLflow is away.
 
     Raises:
-        UserError: There is no such model, there are fewer than two, they make different images, or the data set is not known.
+        UserError: There is no such model, a name has a blank around it, there are fewer than two, they make different images, or the
+            data set is not known.
     """
     from evaluation.selection.resolve import resolve_model
     from evaluation.studies.compare import compare
     from evaluation.studies.comparison_page import as_study
     from training.checkpoints.checkpoint import load_experiment
 
+    for model in models:
+        require_no_blanks_around("models", model)
     found = [resolve_model(model) for model in models]
     if not found or not found[0].data_uri:
         raise UserError(f"the data set of {models[0] if models else 'no model'} is not known; name two or more finished runs")

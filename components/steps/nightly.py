@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from components.steps.evaluate import evaluation_options
 from components.steps.reference import reference_for
 from components.steps.run_messages import message_of, record_uri
+from components.steps.settings import require_no_blanks_around
 from components.steps.studies import FINAL
 from components.steps.webhook import send_once
 from evaluation.records.run_directory import RESULT
@@ -49,11 +50,12 @@ def resolve_model(model: str) -> Model:
     """Find `models:/NAME@ALIAS` (the registry), `runs:/ID` (MLflow), a run's key or directory, or a checkpoint's inside a run's.
 
     Raises:
-        UserError: There is nothing of that name, or its run has not finished.
+        UserError: There is nothing of that name, it has a blank around it, or its run has not finished.
         TrackingError: There is no such registered model.
     """
     from evaluation.selection.resolve import resolve_model
 
+    require_no_blanks_around("model", model)
     found = resolve_model(model)
     if not (found.data_uri and found.tracking_run_id):
         raise UserError(

@@ -22,6 +22,8 @@ from training.data.preparation.options import ImageOptions
 FORCED_STEPS = ("train", "evaluate", "report")
 """The steps of the train pipeline that `force_from` takes. Data sets and reference statistics belong to other runs too, so they stay."""
 _S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?")
+_MAX_NAME = 500
+"""MLflow's longest name of an experiment."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,12 +162,23 @@ def require_force_from(step: str) -> None:
         )
 
 
+def require_no_blanks_around(parameter: str, value: str) -> None:
+    """Refuse a blank or a line's end before or after a name or an address, as of a pasted one: it would silently be another.
+
+    Raises:
+        UserError: There is one; the message shows the value in quotes.
+    """
+    if value != value.strip():
+        raise UserError(f"{parameter} {value!r}: begins or ends with a blank or a line's end; leave it out")
+
+
 def require_s3(parameter: str, uri: str) -> None:
     """Refuse an address that the steps of a run on a cluster do not share, as each has a pod of its own.
 
     Raises:
-        UserError: It is none in S3.
+        UserError: It is none in S3, or has a blank around it.
     """
+    require_no_blanks_around(parameter, uri)
     if not _S3_URI.fullmatch(uri):
         raise UserError(f"{parameter} {uri!r}: the steps of a run share only S3; write s3://BUCKET/PATH")
 
@@ -177,13 +190,16 @@ def require_shared(parameter: str, uri: str) -> None:
 
 
 def require_tracking(tracking_experiment: str) -> None:
-    """Refuse an experiment of MLflow without a name, which no training could open.
+    """Refuse the name of an experiment of MLflow that no training could open, or that looks like another one's.
 
     Raises:
-        UserError: It is empty.
+        UserError: It is empty, too long for MLflow, or has a blank around it.
     """
     if not tracking_experiment.strip():
         raise UserError("tracking_experiment is empty; give the name of MLflow's experiment, like iddpm")
+    require_no_blanks_around("tracking_experiment", tracking_experiment)
+    if len(tracking_experiment) > _MAX_NAME:
+        raise UserError(f"tracking_experiment has {len(tracking_experiment)} characters; MLflow takes {_MAX_NAME}")
 
 
 def require_rule(baseline_nights: int, threshold_difference: float) -> None:

@@ -107,10 +107,12 @@ def sign(key: str, message_id: str, timestamp: int, body: bytes) -> str:
     """Return the signature of a message as "Standard Webhooks" 1.0 defines it: HMAC-SHA256 of id, time and body.
 
     Raises:
-        ValueError: The key begins with "whsec_", and the rest is not base64.
+        ValueError: The key begins with "whsec_", and the rest is not base64, or nothing.
     """
     # Strictly: without a check letters that are not base64 are left out, and the receiver's library may read another key.
     secret = base64.b64decode(key.removeprefix("whsec_"), validate=True) if key.startswith("whsec_") else key.encode()
+    if not secret:  # anybody could sign with an empty one
+        raise ValueError("the key is empty")
     digest = hmac.new(secret, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
 

@@ -19,6 +19,7 @@ from components.steps.settings import (
     refuse_sources,
     require_dashboard,
     require_force_from,
+    require_no_blanks_around,
     require_place,
     require_s3,
     require_tracking,
@@ -167,8 +168,9 @@ def arguments_of(
         if FORCE_FROM in arguments:
             raise ArgumentsError(f"--from and --param {FORCE_FROM} mean the same; give one")
         arguments[FORCE_FROM] = force_from
-    if str(arguments.get(FILE, "")).endswith(".toml") and not arguments[FILE].startswith("s3://"):
-        arguments[FILE] = read_text(arguments[FILE])
+    file = str(arguments.get(FILE, "")).strip()  # as the first step reads it
+    if file.endswith(".toml") and not file.startswith("s3://"):
+        arguments[FILE] = read_text(file)
     if arguments.get(FILE) and PRESET in arguments:
         raise ArgumentsError(f"give either a preset or {FILE}; the file's base names its preset")
     for word in _profiles_first(resources):
@@ -355,7 +357,7 @@ def _check_for_cluster(pipeline: CompiledPipeline, arguments: Mapping[str, Any])
     if ABLATION in pipeline.parameters:
         require_sweep_fits([trial.label for trial in _ablation_trials(chosen)])
         for role, model in (chosen["ablation_options"] or {}).get("runs", {}).items():
-            _require_model(f"--param ablation_options: runs.{role}={model}", model)
+            _require_model(f"--param ablation_options: runs.{role}", model)
     if chosen.get("storage_root_uri") == "":
         raise ArgumentsError("--param storage_root_uri: is empty; give the directory of all results, like s3://iddpm")
     for name in ("storage_root_uri", "data_uri"):
@@ -377,12 +379,16 @@ def _require_models(chosen: Mapping[str, Any]) -> None:
     if parameter == "models" and len(models) < 2:
         raise ArgumentsError(f'--param models={json.dumps(models)}: name two or more, like ["models:/NAME/1", "models:/NAME@champion"]')
     for model in models:
-        _require_model(f"--param {parameter}={model}", model)
+        _require_model(f"--param {parameter}", model)
 
 
-def _require_model(given: str, model: Any) -> None:
+def _require_model(parameter: str, model: Any) -> None:
+    if isinstance(model, str):
+        require_no_blanks_around(parameter, model)
     if not isinstance(model, str) or not (model.startswith(("models:/", "runs:/", "s3://")) or is_run_key(model)):
-        raise ArgumentsError(f"{given}: write models:/NAME@ALIAS, runs:/ID, a run's key, or the s3:// address of a run or checkpoint")
+        raise ArgumentsError(
+            f"{parameter}={model}: write models:/NAME@ALIAS, runs:/ID, a run's key, or the s3:// address of a run or checkpoint"
+        )
 
 
 def _chosen(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -421,14 +427,15 @@ def _value(name: str, text: str, definition: Mapping[str, Any]) -> Any:
     wanted, words = _KINDS.get(kind, (str, "text"))
     if wanted is str:
         return text
+    reason = ""
     try:
         value = parse_json(text)
-    except ValueError:
-        value = None
+    except ValueError as error:
+        value, reason = None, f", and this is not JSON: {error}" if wanted in (dict, list) else ""
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted or (isinstance(value, float) and not math.isfinite(value)):
-        raise ArgumentsError(f"--param {name}={text}: {name} is {words}")
+        raise ArgumentsError(f"--param {name}={text}: {name} is {words}{reason}")
     return read_json(text, f"--param {name}") if wanted in (dict, list) else value  # refuses a key that is there twice
 
 

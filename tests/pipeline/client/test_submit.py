@@ -288,6 +288,13 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--param", "storage_root_uri=runs"), "the steps of a run share only S3"),
         (("train", "--param", "storage_root_uri="), "is empty; give the directory of all results"),
         (("train", "--param", "data_uri=/data/cifar10"), "the steps of a run share only S3"),
+        (("train", "--param", "storage_root_uri=s3://iddpm/a "), "--param storage_root_uri 's3://iddpm/a ': begins or ends with a blank"),
+        (("train", "--param", "data_uri=s3://iddpm/a\t"), "--param data_uri 's3://iddpm/a\\t': begins or ends with a blank"),
+        (("nightly-fid", "--param", "model=models:/a@champion\n"), "--param model 'models:/a@champion\\n': begins or ends with a blank"),
+        (("compare", "--param", 'models=["runs:/1", "runs:/2 "]'), "--param models 'runs:/2 ': begins or ends with a blank"),
+        (("compare", "--param", 'models=["runs:/1", "runs:/2",]'), "models is a JSON list, and this is not JSON: "),
+        (("train", "--param", "experiment_overrides=seed=1"), "is a JSON list, and this is not JSON: Expecting value"),
+        (("train", "--param", "experiment_overrides={}"), "experiment_overrides is a JSON list"),
         (
             ("train", "--param", "data_source=s3://me:secret@b/raw"),
             "--param data_source=s3://***@b/raw: an argument is visible to everybody; put a password",
@@ -312,6 +319,7 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("nightly-fid", "--param", "threshold_difference=-0.1"), "--param threshold_difference=-0.1: threshold_difference is 0 or more"),
         (("nightly-fid", "--param", "baseline_nights=2"), "--param baseline_nights=2: baseline_nights is 3 or more"),
         (("train", "--param", "tracking_experiment= "), "tracking_experiment is empty; give"),
+        (("train", "--param", "tracking_experiment=iddpm "), "tracking_experiment 'iddpm ': begins or ends with a blank"),
         (
             ("train", "--param", "tracking_experiment={{workflow.name}}"),
             "--param tracking_experiment: has '{{', with which variables of Argo",
@@ -449,6 +457,13 @@ def test_an_experiment_file_is_sent_as_its_text(train: CompiledPipeline, tmp_pat
     assert given == {"experiment_file": text, "experiment_overrides": ["model.dropout=0.1"], "seed": 3}
     experiment = resolve_experiment_form("digits-tiny-hybrid-cosine", given["experiment_overrides"], text, 3)
     assert (experiment.name, experiment.optim.num_steps, experiment.model.dropout, experiment.seed) == ("mine", 7, 0.1, 3)
+
+
+def test_a_blank_around_an_experiment_files_name_does_not_send_the_name_as_its_text(train: CompiledPipeline, tmp_path: Path) -> None:
+    text = 'base = "digits-hybrid-cosine"\n'
+    (tmp_path / "mine.toml").write_text(text)
+    given = arguments_of(train, preset="", overrides=[], words=[f"experiment_file= {tmp_path}/mine.toml "])
+    assert given == {"experiment_file": text}
 
 
 def test_submit_takes_an_experiment_file_as_its_argument(server: FakeKfp, iddpm: Iddpm, tmp_path: Path) -> None:

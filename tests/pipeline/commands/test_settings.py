@@ -1,6 +1,7 @@
 """The first step of every pipeline: settings checked at once, and outputs that size the pods of later steps."""
 
 import json
+import re
 from pathlib import Path
 
 import fake_kubernetes
@@ -11,6 +12,8 @@ from components.launch.logs import PIPELINES
 from components.launch.resources import STAGES, PodSize
 from components.preprocess import preprocess
 from components.settings import settings
+from components.steps.compare import compare_models
+from components.steps.nightly import resolve_model
 from components.steps.settings import check_settings
 from pipelines.local.run import PipelineError, run_pipeline
 from pipelines.pods import Pod, stage_pod
@@ -117,6 +120,8 @@ def test_the_workers_place_and_what_a_pod_gets_are_said_as_they_are_here(
         ("force_from", "trian", "the steps are train, evaluate, report"),
         ("evaluate_resources", '{"cpu": "many"}', "evaluate_resources.cpu 'many'"),
         ("tracking_experiment", " ", "tracking_experiment is empty; give the name of MLflow's experiment"),
+        ("tracking_experiment", "iddpm\n", "tracking_experiment 'iddpm\\n': begins or ends with a blank or a line's end; leave it out"),
+        ("tracking_experiment", "x" * 501, "tracking_experiment has 501 characters; MLflow takes 500"),
         ("baseline_nights", 2, "baseline_nights must be 3 or more, got 2"),
         ("threshold_difference", -0.1, "threshold_difference must be a number of 0 or more, got -0.1"),
     ],
@@ -152,6 +157,23 @@ def test_a_data_sets_directory_that_only_one_pod_sees_fails_the_step_that_would_
     experiment = preset("digits-hybrid-cosine").to_json()
     with pytest.raises(UserError, match=r"^data_uri '/data/digits': the steps of a run share only S3"):
         preprocess.python_func(None, experiment, "/data/digits", "s3://iddpm", "", "{}", "laptop")
+
+
+@pytest.mark.parametrize("uri", ["s3://iddpm/ ", " s3://iddpm", "s3://iddpm/runs\t", "s3://iddpm\n"])
+def test_a_blank_around_an_address_fails_the_step_that_would_write_to_another_place(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KFP_POD_NAME", "settings-1")
+    said = re.escape(f"{uri!r}: begins or ends with a blank or a line's end; leave it out")
+    with pytest.raises(UserError, match=f"^storage_root_uri {said}$"):
+        settings.python_func(uri, "1")
+    with pytest.raises(UserError, match=f"^data_uri {said}$"):
+        preprocess.python_func(None, preset("digits-hybrid-cosine").to_json(), uri, "s3://iddpm", "", "{}", "laptop")
+
+
+def test_a_blank_around_a_models_name_is_named_by_the_step_that_looks_for_it() -> None:
+    with pytest.raises(UserError, match=r"^model ' models:/a@champion': begins or ends with a blank"):
+        resolve_model(" models:/a@champion")
+    with pytest.raises(UserError, match=r"^models 'models:/a/2 ': begins or ends with a blank"):
+        compare_models(["models:/a/1", "models:/a/2 "], 0, "s3://iddpm", {})
 
 
 def test_the_sources_of_an_ablation_are_refused_where_one_data_set_is_trained_on(tmp_path: Path) -> None:

@@ -216,6 +216,12 @@ def test_a_key_with_letters_that_are_not_base64_is_refused(rest: str) -> None:
         webhook.sign(f"whsec_{rest}", "m", 1, b"x")
 
 
+def test_an_empty_key_is_refused() -> None:
+    """A Secret that was made from a variable without a value has the first letters alone, and with an empty key anybody can sign."""
+    with pytest.raises(ValueError, match="the key is empty"):
+        webhook.sign("whsec_", "m", 1, b"x")
+
+
 def test_a_message_is_signed_with_its_id_and_time_if_a_key_is_set(
     server: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
