@@ -15,7 +15,7 @@ from components.ablations.directory import Plan, read_plan
 from components.ablations.tracking import finish_trial, open_trial
 from evaluation.ablations.definitions.ablation import label_of
 from training import storage
-from training.config.errors import in_one_line
+from training.config.errors import UserError, in_one_line
 from training.console import say
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def measure_joint(ablation_uri: str, resources: Mapping[str, Any]) -> str:
         URI of the last record; empty where the ablation has no joint measurement.
 
     Raises:
-        ValueError: A trial is not finished. Seeds whose trials are all finished are measured first.
+        UserError: A trial is not finished. Seeds whose trials are all finished are measured first.
     """
     plan, uri = read_plan(ablation_uri), ""
     role = plan.request.ablation().joint_role
@@ -80,7 +80,7 @@ def measure_joint(ablation_uri: str, resources: Mapping[str, Any]) -> str:
         if not unfinished:
             uri = _measure_jointly(plan, items, role, seed, resources)
     if missing:
-        raise ValueError(f"{role} needs every trial, and {', '.join(missing)} is not finished; run the same ablation again")
+        raise UserError(f"{role} needs every trial, and {', '.join(missing)} is not finished; run the same ablation again")
     return uri
 
 

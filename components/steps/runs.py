@@ -47,10 +47,10 @@ def identify(experiment: Experiment, data_uri: str, storage_root_uri: str, force
 
     Equal arguments give the same run. `forced_by`: see `run_directory`.
     """
-    from training.data.splits import read_train_manifest
+    from training.data.splits import read_train_manifest, require_fit
 
     manifest = read_train_manifest(data_uri)
-    require_data_fits(experiment, manifest)
+    require_fit(manifest, experiment.data)
     key, uri = run_directory(experiment, manifest.content_digest, storage_root_uri, forced_by)
     return Run(experiment=experiment, manifest=manifest, key=key, uri=uri, forced_by=forced_by)
 
@@ -181,24 +181,6 @@ def read_result(run_uri: str) -> dict[str, Any]:
     uri = storage.join(run_uri, RESULT)
     found: dict[str, Any] = storage.read_json(uri, TrainingFields) if storage.exists(uri) else {}
     return found
-
-
-def require_data_fits(experiment: Experiment, manifest: Any) -> None:
-    """Refuse a data set whose name, size, channels, labels or resize method does not fit the experiment."""
-    data = experiment.data
-    differences = [
-        f"data.{name} is {ours!r}, the data set has {theirs!r}"
-        for name, ours, theirs in (
-            ("name", data.name, manifest.name),
-            ("image_size", data.image_size, manifest.image_size),
-            ("image_channels", data.image_channels, manifest.image_channels),
-            ("num_classes", data.num_classes, manifest.num_classes),
-            ("resize", data.resize, manifest.resize),
-        )
-        if ours != theirs
-    ]
-    if differences:
-        raise UserError(f"the data set does not fit the experiment: {'; '.join(differences)}")
 
 
 def require_likelihood_images(experiment: Experiment, data_uri: str) -> None:

@@ -23,6 +23,7 @@ from pipelines.cli.runs import cluster, local, schedules, tune
 from pipelines.cli.storage import data, retention
 from training import console
 from training.config.addresses import without_passwords
+from training.config.errors import UserError
 from training.distributed.signals import termination_raised
 
 _PACKAGES = ("training", "evaluation", "components", "pipelines")
@@ -110,7 +111,7 @@ def _one_line(error: Exception) -> str:
         message += f" (the whole log: {log_path})"
     # Messages of the project name the remedy. Any other error is a defect of ours or of a library.
     module = type(error).__module__.split(".")[0]
-    if isinstance(error, ValueError) or module in _PACKAGES:
+    if isinstance(error, UserError) or module in _PACKAGES:
         return message
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # in standard output, or in a scratch file
         return f"{error.filename or 'a file of this command'}: the disk is full; free some space there or in {tempfile.gettempdir()}"

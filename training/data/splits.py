@@ -53,7 +53,7 @@ def prepare_splits(
         uris = {size: storage.join(uri, split) for size, uri in {**(other_sizes or {}), data.image_size: data_uri}.items()}
         made = prepare_sizes(images, uris, options=options, listing=listings[split], shard_map=shard_map)
         manifests[split] = made[data.image_size]
-        check_matches(manifests[split], data)
+        require_fit(manifests[split], data)
     return manifests
 
 
@@ -88,15 +88,21 @@ def read_train_manifest(data_uri: str) -> Manifest:
     return train
 
 
-def check_matches(manifest: Manifest, data: DataConfig) -> None:
-    """Raise a `UserError` where a data set differs from an experiment's data section."""
-    for name in ("name", "image_size", "image_channels", "num_classes", "resize"):
-        found, wanted = getattr(manifest, name), getattr(data, name)
-        if found != wanted:
-            raise UserError(
-                f"data.{name} is {wanted!r} in the experiment, but the data set ({manifest.name}, {manifest.split}) has {found!r}; "
-                f"use another data set, or override data.{name}={found}"
-            )
+def require_fit(manifest: Manifest, data: DataConfig) -> None:
+    """Refuse a data set that differs from an experiment's data section, with each difference.
+
+    Raises:
+        UserError: Name, size, channels, number of classes or resize method differ.
+    """
+    names = ("name", "image_size", "image_channels", "num_classes", "resize")
+    different = [name for name in names if getattr(manifest, name) != getattr(data, name)]
+    if different:
+        differences = "; ".join(f"data.{name} is {getattr(data, name)!r}, there {getattr(manifest, name)!r}" for name in different)
+        overrides = " ".join(f"data.{name}={getattr(manifest, name)}" for name in different)
+        raise UserError(
+            f"the data set {manifest.name} ({manifest.split}) does not fit the experiment: {differences}; use another data set, "
+            f"or override {overrides}"
+        )
 
 
 def prepare_experiment(

@@ -14,7 +14,7 @@ from training.data.loading.row_groups import iterate
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
-from training.data.splits import check_matches, prepare_splits
+from training.data.splits import prepare_splits, require_fit
 
 DIGITS = preset("digits-hybrid-cosine").data
 
@@ -64,8 +64,8 @@ def test_another_seed_in_the_same_place_is_refused_and_named(data_uri):
 
 
 def test_a_data_set_that_is_not_the_experiments_is_refused(data_uri):
-    with pytest.raises(UserError, match=r"data\.num_classes is 0 in the experiment"):
-        check_matches(read_manifest(f"{data_uri}/train"), DataConfig(name="digits", image_size=8, image_channels=1))
+    with pytest.raises(UserError, match=r"data\.num_classes is 0, there 10; use .* override data\.num_classes=10"):
+        require_fit(read_manifest(f"{data_uri}/train"), DataConfig(name="digits", image_size=8, image_channels=1))
 
 
 def test_an_epoch_shows_every_image_once_and_the_next_one_in_another_order(loader, data_uri, tmp_path):
