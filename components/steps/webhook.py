@@ -244,4 +244,6 @@ def _post(url: str, body: bytes, headers: Mapping[str, str]) -> str | None:
         return f"it can't be reached ({type(cause).__name__}), {_ATTEMPTS} times"
     if status < 300:
         return None
+    if status < 400:
+        return f"it answered {status}, a redirect, which is not followed; {URL_VARIABLE} must be the address that takes the messages"
     return f"it answered {status}" + (f", {_ATTEMPTS} times" if status in _RETRIED else "")

@@ -156,6 +156,8 @@ def _explain(error: ValidationError, cls: type, *, is_written: bool = False) -> 
             messages.append(_with_path(str(cause), path))
         elif problem["type"] == "unexpected_keyword_argument" and (fields := _fields_at(cls, parts[:-1])):
             return f"{path}: {unknown_field(parts[-1], fields, '.'.join(parts[:-1]))}"  # alone, as the list of fields is long
+        elif problem["type"] == "json_invalid":
+            return str(problem["msg"])  # the whole text was given; its beginning says nothing
         else:
             remedy = _remedy(problem["type"], problem["input"]) if is_written else ""
             messages.append(f"{path or cls.__name__}: {problem['msg']}, got {problem['input']!r:.200}{remedy}")

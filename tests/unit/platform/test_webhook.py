@@ -63,7 +63,7 @@ def test_a_server_error_is_retried(server: Receiver, tmp_path: Path) -> None:
     ("codes", "requests", "reason"),
     [
         ([404], 1, "it answered 404"),
-        ([302], 1, "it answered 302"),
+        ([302], 1, "it answered 302, a redirect, which is not followed; IDDPM_WEBHOOK_URL must be"),
         ([500] * 9, 3, "it answered 500, 3 times"),
         ([NONSENSE] * 9, 3, "it does not answer as"),
     ],

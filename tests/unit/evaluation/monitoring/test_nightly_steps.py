@@ -119,7 +119,8 @@ def test_a_damaged_history_is_refused_before_anything_is_drawn_with_what_to_do(
 ) -> None:
     update_history(run_uri, lambda _: History())
     Path(run_uri, "nightly/history.json").write_text('{"nights": [')
-    with pytest.raises(StorageError, match=r"nightly/history.json: .* damaged .*; restore an earlier version of it, or move it away"):
+    message = r"history.json: Invalid JSON: [^;]* column 12; it is damaged .*; restore an earlier version of it, or move it away"
+    with pytest.raises(StorageError, match=message):
         score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, 3, 0.0, str(tmp_path), "nightly-1", {})
     assert "evaluating step 100" not in capsys.readouterr().out
     with pytest.raises(StorageError, match="restore an earlier version"):
