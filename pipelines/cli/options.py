@@ -40,6 +40,8 @@ CREATE_EXPERIMENT = typer.Option(False, "--create-experiment", help="Create the 
 CLUSTER_ZONE = typer.Option("UTC", help="Time zone in which KFP reads cron expressions; `iddpm doctor` shows it.")
 MAX_ERROR = typer.Option(0.005, help="Largest expected error of a rebuilt average, relative to the distance from weights to average.")
 JSON = typer.Option(False, "--json", help="Print JSON.")
+MAX_SEED = 2**32 - 1
+"""The largest seed of an experiment, and so of a command."""
 MODEL = typer.Argument(..., help="A checkpoint's or a run's directory (s3:// or a path), a run's key, runs:/ID, or models:/NAME@ALIAS.")
 PIPELINE = typer.Argument(..., help="train, ablation, nightly-fid, compare or tune.")
 TRAINED = typer.Argument(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from pipelines.cli.options import JSON, MODEL
+from pipelines.cli.options import JSON, MAX_SEED, MODEL
 from pipelines.cli.services import connect
 from training import storage
 from training.config.errors import UserError
@@ -60,7 +60,7 @@ def sample(
     model: str = MODEL,
     out: Path = typer.Argument(Path("samples.png"), help="PNG with the first 100 images."),
     num_images: int = typer.Option(100, help="Number of images."),
-    seed: int = typer.Option(0, help="Seed of all noise."),
+    seed: int = typer.Option(0, min=0, max=MAX_SEED, help="Seed of all noise."),
     steps: str = STEPS,
     method: str = METHOD,
     sampling: list[str] = SAMPLING,
@@ -227,7 +227,7 @@ def compare(
     extractor_weights: str = EXTRACTOR_WEIGHTS,
     metrics: list[str] = METRICS,
     likelihood: bool = typer.Option(True, help="Compute bits/dim."),
-    seed: int = typer.Option(-1, min=-1, help="Seed of the common noise; -1 derives it from the first model's experiment."),
+    seed: int = typer.Option(-1, min=-1, max=MAX_SEED, help="Seed of the common noise; -1 derives it from the first model's experiment."),
     out: Path = typer.Option(Path("comparison"), help="Directory for samples.png, comparison.json and comparison.html."),
     num_workers: int = WORKERS,
     batch_size: int = BATCH,
@@ -277,7 +277,7 @@ def learn_steps(
     model: str = MODEL,
     evaluations: int = typer.Option(10, min=1, help="Number of timesteps to choose: network evaluations of an image."),
     num_images: int = typer.Option(64, min=2, help="Images of the model on which they are chosen; as many others check them."),
-    seed: int = typer.Option(0, help="Seed of their noise."),
+    seed: int = typer.Option(0, min=0, max=MAX_SEED, help="Seed of their noise."),
     weights: str = WEIGHTS,
     device: str = DEVICE,
     as_json: bool = JSON,
@@ -308,7 +308,7 @@ def learn_variance(
     model: str = MODEL,
     data: str = DATA,
     num_images: int = typer.Option(256, min=2, help="Real images of the training split on which it is estimated."),
-    seed: int = typer.Option(0, help="Seed of their noise."),
+    seed: int = typer.Option(0, min=0, max=MAX_SEED, help="Seed of their noise."),
     weights: str = WEIGHTS,
     device: str = DEVICE,
     as_json: bool = JSON,

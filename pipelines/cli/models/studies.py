@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from pipelines.cli.models import scoring
-from pipelines.cli.options import JSON, MAX_ERROR, MODEL
+from pipelines.cli.options import JSON, MAX_ERROR, MAX_SEED, MODEL
 from pipelines.cli.services import connect
 from training import storage
 from training.config.errors import UserError
@@ -148,7 +148,7 @@ def memorisation(
     model: str = MODEL,
     samples: str = typer.Option("", help="npz of its images (arr_0), as `sample --npz` writes it; empty draws them."),
     num_samples: int = typer.Option(1000, min=1, max=2000, help="Number of images to draw, or to use of the file."),
-    seed: int = typer.Option(0, help="Seed of the noise."),
+    seed: int = typer.Option(0, min=0, max=MAX_SEED, help="Seed of the noise."),
     steps: str = scoring.STEPS,
     method: str = scoring.METHOD,
     weights: str = scoring.WEIGHTS,

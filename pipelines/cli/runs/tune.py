@@ -18,7 +18,7 @@ def tune(
     trials: int = typer.Option(20, min=1, help="Number of trials in all; more of them go on with the same tuning."),
     time_limit: str = typer.Option("", help="No trial starts after this time, like 8h; the same command goes on."),
     overrides: list[str] = typer.Option([], "--set", help="Override of every trial, like optim.num_steps=500; may be repeated."),
-    seed: int = typer.Option(0, min=0, help="Seed of the suggestions; the experiment's own is --set seed=N."),
+    seed: int = typer.Option(0, min=0, max=options.MAX_SEED, help="Seed of the suggestions; the experiment's own is --set seed=N."),
     reduction: int = typer.Option(3, help="At each rung one of so many trials goes on, the others are pruned; 0 prunes none."),
     images: str = options.IMAGES,
     data_options: str = options.DATA_OPTIONS,

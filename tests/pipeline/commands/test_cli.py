@@ -130,6 +130,20 @@ def test_an_error_is_one_line_on_standard_error(run_iddpm: Command) -> None:
     assert err.startswith("error: optim.learning_rat: there is no 'learning_rat'")
 
 
+@pytest.mark.parametrize("command", ["sample", "memorisation", "learn-steps", "learn-variance"])
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+def test_a_seed_that_no_experiment_can_have_is_refused(run_iddpm: Command, command: str, seed: str) -> None:
+    status, _, err = run_iddpm(command, "model", "--seed", seed)
+    assert status == 2
+    assert "'--seed'" in err
+
+
+def test_an_error_that_a_library_raises_is_not_shown_as_a_message_of_ours(run_iddpm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.config.files.named_experiment", Mock(side_effect=ValueError("ambiguous truth value")))
+    status, _, err = run_iddpm("show", "digits-hybrid-cosine")
+    assert (status, err) == (1, "error: ValueError: ambiguous truth value (unexpected; --debug shows where)\n")
+
+
 @pytest.mark.parametrize(("word", "option"), [("guidance_scale=2", "--scales"), ("guidance_step=400", "--guidance-step")])
 def test_a_guidance_sweep_takes_scale_and_guide_by_options_of_its_own(run_iddpm: Command, word: str, option: str) -> None:
     status, _, err = run_iddpm("guidance-sweep", "model", "--sampling", word)
