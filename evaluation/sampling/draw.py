@@ -59,11 +59,11 @@ def draw_images(
         UserError: The request does not suit the model, the directory contains other images, or `grid_path` can't be a PNG, or
             `npz_uri` no npz.
         CheckpointError: There is no such checkpoint.
-        StorageError: The PNG or the npz can't be written there.
+        StorageError: The images, the PNG or the npz can't be written there.
     """
     if grid_path.suffix.lower() != ".png" and not grid_path.is_dir():
         raise UserError(f"{grid_path}: the images are written as PNG; name a file like samples.png")
-    for uri in filter(None, (str(grid_path), npz_uri)):
+    for uri in filter(None, (storage.join(images_uri, sample_set.PLAN), str(grid_path), npz_uri)):
         storage.check_destination(uri)
     if npz_uri and not npz_uri.lower().endswith(".npz"):
         raise UserError(f"{npz_uri}: the file of all images is written as npz; name a file like samples.npz")

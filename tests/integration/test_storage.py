@@ -624,6 +624,8 @@ def test_a_checked_destination_leaves_no_directory_behind(tmp_path):
 def test_a_directory_that_takes_no_file_is_not_called_a_full_disk():
     with pytest.raises(StorageError, match=r"^/proc/x: no file can be made in this directory; name another directory$"):
         storage.write_bytes("/proc/x", b"x")
+    with pytest.raises(StorageError, match=r"^/proc: no file can be made in this directory; name another directory$"):
+        storage.check_destination("/proc/new/x.png")
 
 
 class Outage:

@@ -30,7 +30,7 @@ from training.checkpoints.import_export import Imported, read_tensors, save_impo
 from training.checkpoints.network import describe_difference, expected_shapes, load_state, shapes_of
 from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, Experiment, ModelConfig
-from training.config.presets import preset as named_preset
+from training.config.files import named_experiment
 from training.diffusion.schedules import beta_schedule
 
 CONFIG = "unet/config.json"
@@ -86,7 +86,8 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
     """Make a checkpoint of ours from a folder of diffusers; it serves sampling and scoring, and training can't resume from it.
 
     Args:
-        preset: The preset of the network; None reads `experiment.json`, which `export_diffusers` wrote, or else the configurations.
+        preset: The preset or the experiment file (TOML) of the network; None reads `experiment.json`, which `export_diffusers` wrote, or
+            else the configurations.
 
     Returns:
         Plain data, that of `save_imported`.
@@ -97,7 +98,7 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
     folder, experiment_uri = folder_uri.rstrip("/").rpartition("/")[2], storage.join(folder_uri, checkpoint.EXPERIMENT)
     experiment = None
     if preset is not None:
-        experiment = named_preset(preset, overrides)
+        experiment = named_experiment(preset, overrides)
     elif storage.exists(experiment_uri):
         experiment = read_experiment(experiment_uri).override(overrides)
     config_uri, scheduler_uri = _find(folder_uri, CONFIG), _find(folder_uri, SCHEDULER)

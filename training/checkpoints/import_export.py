@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ from training.checkpoints.network import Shapes, describe_difference, expected_s
 from training.config import presets
 from training.config.errors import UserError, lines_of
 from training.config.experiment import Experiment
+from training.config.files import named_experiment
 
 
 class Tensors(NamedTuple):
@@ -49,7 +51,7 @@ def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterabl
     """Read a network from a `.pt` file of the released code, or from a file that `export_checkpoint` wrote.
 
     Args:
-        preset: The preset of the network, where neither the file nor its name shows it.
+        preset: The preset or the experiment file (TOML) of the network, where neither the file nor its name shows it.
 
     Raises:
         UserError: The file does not contain the weights of one network, or they fit no preset or several, or are not finite.
@@ -190,7 +192,8 @@ def _read_pt(path: Path, file_name: str) -> Tensors:
         if is_zip:
             _check_crcs(path)
         # A file in the zip format is memory-mapped. Only tensors are unpickled, no code.
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a pickle of another protocol; an error says more
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:  # PyTorch's own message recommends to load the file in spite of it
         raise UserError(
             f"{file_name}: can't be read as plain tensors: it is no file of torch.save, or contains other objects, which could run code; "
@@ -257,7 +260,7 @@ def recognise(shapes: Shapes, file_name: str, *, preset: str | None = None, over
 
     Args:
         file_name: The file's name, which may be that of a published checkpoint.
-        preset: The preset of the network, where the file's name does not show it.
+        preset: The preset or the experiment file (TOML) of the network, where the file's name does not show it.
 
     Raises:
         UserError: The tensors are not the named experiment's, or fit none or several of the published ones; there is no such preset, or an
@@ -267,13 +270,13 @@ def recognise(shapes: Shapes, file_name: str, *, preset: str | None = None, over
     known = max((name for name in PUBLISHED if name in file_name), key=len, default=None)
     named = preset or (PUBLISHED[known].preset if known else None)
     if named is not None:
-        experiment = presets.preset(named, overrides)
+        experiment = named_experiment(named, overrides)
         difference = describe_difference(expected_shapes(experiment), shapes)
         if difference:
             raise UserError(f"{file_name}: is not a network of {named}: {difference}")
         return experiment
     if overrides:
-        raise UserError("overrides change a preset; name the preset too")
+        raise UserError("overrides change a preset or an experiment file; name it too")
     candidates = {published.preset: expected_shapes(presets.preset(published.preset)) for published in PUBLISHED.values()}
     fitting = [name for name, expected in candidates.items() if expected == dict(shapes)]
     if len(fitting) == 1:
@@ -286,7 +289,8 @@ def recognise(shapes: Shapes, file_name: str, *, preset: str | None = None, over
     nearest = min(candidates, key=lambda name: _num_differences(candidates[name], shapes))
     raise UserError(
         f"{file_name}: its tensors are no published network's; the nearest, {nearest}, differs: "
-        f"{describe_difference(candidates[nearest], shapes)}. If it was trained with other settings, name a preset and overrides"
+        f"{describe_difference(candidates[nearest], shapes)}. If it was trained with other settings, name its experiment file, or a preset "
+        "and overrides"
     )
 
 

@@ -29,6 +29,14 @@ from training.config.overrides import apply_tables
 from training.config.presets import preset as named_preset
 from training.config.validation import require
 
+_REMEDIES = {
+    "Invalid value": "text needs quotes",
+    "Invalid statement": "write a field as name = value and a table as [model]",
+    "Expected '='": "write a field as name = value and a table as [model]",
+    "Cannot": "a field or a table is there twice; keep one of them",
+}
+"""Beginning of a message of `tomllib` -> what to write."""
+
 
 def resolve_experiment(*, preset: str = "", file_text: str = "", overrides: Iterable[str] = (), seed: int | None = None) -> Experiment:
     """Return the experiment of a preset or a file, with overrides, for training. The command line, the pipelines and Python all call it.
@@ -75,6 +83,7 @@ def read_experiment_file(text_or_path: str | Path) -> Experiment:
     require("base" in tables, "base", 'the file needs base = "a preset"; `iddpm presets` lists them')
     base = tables.pop("base")
     require(isinstance(base, str), "base", f"must be the name of a preset in quotes, got {base!r}")
+    require(not base.endswith(".toml"), "base", f"must be the name of a preset, got the file {base}; `iddpm presets` lists them")
     plain = named_preset(base).every_field()
     apply_tables(plain, tables)
     return Experiment.from_dict(plain)
@@ -111,18 +120,25 @@ def decode_text(data: bytes, name: str) -> str:
     """Return the text of an experiment file from its bytes; `name` is what an error calls it.
 
     Raises:
-        UserError: It is not UTF-8, or it is empty: an empty text would mean that there is no file, and train another experiment.
+        UserError: It is not UTF-8 or not TOML, or it is empty: an empty text would mean that there is no file, and train another
+            experiment.
     """
     try:
         text = data.decode("utf-8-sig")  # some editors write a mark before the text
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: cannot be read as an experiment file: {error}; save it as UTF-8") from error
     require(bool(text.strip()), name, 'the experiment file is empty; it needs base = "a preset"')
+    _parse(text, name)  # a later reader has the text alone and could not name the file
     return text
 
 
-def _parse(text: str) -> dict[str, Any]:
+def _parse(text: str, name: str = "the experiment file") -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets, is no TOMLDecodeError
-        raise UserError(f"the experiment file is not TOML: {error}; text needs quotes, tables look like [model]") from error
+    except tomllib.TOMLDecodeError as error:
+        remedies = [remedy for beginning, remedy in _REMEDIES.items() if str(error).startswith(beginning)]
+        raise UserError("; ".join([f"{name} is not TOML: {error}", *remedies])) from error
+    except ValueError as error:
+        raise UserError(f"{name} is not TOML that can be read: a number in it has thousands of digits") from error
+    except RecursionError as error:
+        raise UserError(f"{name} is not TOML that can be read: its brackets are nested too deeply") from error

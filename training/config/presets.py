@@ -27,7 +27,7 @@ def find_preset(name: str) -> Preset:
     """Return the row of a preset: the experiment, the source of its numbers, and the paper's results; refuse an unknown name."""
     if name not in PRESETS:
         close = difflib.get_close_matches(name, PRESETS, n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "`iddpm presets` lists them"
+        hint = f"did you mean {', '.join(close)}?" if close else "`iddpm presets` lists them, and an experiment file's name ends in .toml"
         raise UserError(f"there is no preset {name!r}; {hint}")
     return PRESETS[name]
 

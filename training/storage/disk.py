@@ -71,6 +71,13 @@ def check_directory(path: Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
         if not os.access(existing, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
+    if not shutil.disk_usage(existing).total:  # /proc refuses files even to root; a share that tells no size is tried
+        trial = existing / f".{secrets.token_hex(6)}{_PARTIAL_SUFFIX}"
+        try:
+            trial.touch()
+            trial.unlink()
+        except OSError as error:
+            raise StorageError(f"{existing}: no file can be made in this directory; name another directory") from error
 
 
 def read_bytes(uri: str) -> bytes:

@@ -155,7 +155,11 @@ def _price(price: float | None) -> str:
 def import_checkpoint(
     file: str = typer.Argument(..., help="A file of the released code, a .pt or .safetensors of `iddpm export`, or a folder of diffusers."),
     run: str = typer.Argument(..., help="Directory of the run for the checkpoint."),
-    preset: str = typer.Option("", help="Preset of the file, if neither the file, its name nor the folder tells it."),
+    preset: str = typer.Option(
+        "",
+        help="Preset or experiment file (TOML) of the network, if neither the file, its name nor the folder tells it, as with a .pt of a "
+        "model of your own.",
+    ),
     overrides: list[str] = options.SET,
 ) -> None:
     """Import a published checkpoint, or a folder of diffusers."""

@@ -13,7 +13,7 @@ import pytest
 from training.config import presets
 from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.config.files import read_experiment_file, resolve_experiment, to_toml
+from training.config.files import named_experiment, read_experiment_file, resolve_experiment, to_toml
 from training.cost.suggest import suggest_experiment
 
 FILE = """
@@ -116,9 +116,13 @@ def test_the_network_of_the_earlier_code_is_three_fields_of_a_file_or_three_over
         ),
         ('base = "cifar10-hybrid-cosine"\n[optim]\nnum_steps = 0', r"optim\.num_steps: must be at least 1"),
         ('base = "cifar10-hybrid-cosine"\n[diffusion]\nobjective = "hybird"', r"diffusion\.objective: .*'hybrid'"),
-        ("base = cifar10-hybrid-cosine\n", r"not TOML: .*text needs quotes"),
-        ('base = "cifar10-hybrid-cosine"\nseed = ' + "9" * 5000, r"the experiment file is not TOML: .*5000 digits"),
-        ('base = "cifar10-hybrid-cosine"\nseed = ' + "[" * 100_000, r"the experiment file is not TOML: .*recursion"),
+        ("base = cifar10-hybrid-cosine\n", r"the experiment file is not TOML: .*; text needs quotes$"),
+        ("base cifar10-hybrid-cosine\n", r"not TOML: .*; write a field as name = value and a table as \[model\]$"),
+        ('base = "cifar10-hybrid-cosine"\nseed = 1\nseed = 2', r"not TOML: .*; a field or a table is there twice; keep one of them$"),
+        ('base = "cifar10-hybrid-cosine"\n[optim]\n[optim]', r"not TOML: .*; a field or a table is there twice; keep one of them$"),
+        ('base = "mine.toml"\nseed = 0', r"base: must be the name of a preset, got the file mine\.toml; `iddpm presets` lists them$"),
+        ('base = "cifar10-hybrid-cosine"\nseed = ' + "9" * 5000, r"TOML that can be read: a number in it has thousands of digits$"),
+        ('base = "cifar10-hybrid-cosine"\nseed = ' + "[" * 100_000, r"TOML that can be read: its brackets are nested too deeply$"),
         ('base = "cifar10-hybrid-cosine"\nname = "../elsewhere"', r"name: '\.\./elsewhere' is not a name"),
         ("no-such-file.toml", r"no-such-file\.toml: cannot be read as an experiment file: No such file or directory$"),
     ],
@@ -140,6 +144,14 @@ def test_a_file_in_another_encoding_is_refused_with_the_remedy(tmp_path: Path) -
     file.write_bytes(FILE.encode("utf-16"))
     with pytest.raises(UserError, match=r"mine\.toml: cannot be read as an experiment file: .*; save it as UTF-8$"):
         read_experiment_file(file)
+
+
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("seed = 1\nseed = 2")
+    for read in (read_experiment_file, named_experiment):
+        with pytest.raises(UserError, match=rf"^{file} is not TOML: "):
+            read(str(file))
 
 
 def test_every_door_resolves_an_experiment_in_the_same_way() -> None:

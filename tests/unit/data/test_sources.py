@@ -263,6 +263,22 @@ def test_files_beside_the_images_are_told_with_an_archive_as_the_example(tmp_pat
     assert f"{uri}: {sentence}\n" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("write", [write_folder, write_zip, write_tar])
+def test_images_in_hidden_folders_are_told_but_not_what_archivers_and_editors_leave(tmp_path, write):
+    suffix = {write_folder: "", write_zip: ".zip", write_tar: ".tar"}[write]
+    left = {"cat/._1.png": b"x", "__MACOSX/cat/1.png": b"x", ".thumbnails/._1.png": b"x", ".git/index": b"x"}
+    listing = file_source(write(tmp_path / f"a{suffix}", {**FILES, **left}), name="x", split="train").listing()
+    assert (len(listing.items), listing.left_out()) == (len(FILES), "")
+    uri = write(tmp_path / f"b{suffix}", {**FILES, ".birds/2.png": png(1), "more/.fish/1.png": png(1)})
+    splits = [RandomSplit(file_source(uri, name="x", split="train"), split=split, num_test=1, seed=0) for split in ("train", "test")]
+    sentence = (
+        "2 images are in hidden folders and left out, like .birds/2.png; take the dot from the folder's name if they belong to the others"
+    )
+    assert [each.listing().left_out() for each in splits] == [sentence, ""]
+    with pytest.raises(UserError, match=r"contains images in hidden folders alone, like \.birds/1\.png; take the dot"):
+        file_source(write(tmp_path / f"c{suffix}", {".birds/1.png": png(1)}), name="x", split="train").listing()
+
+
 @pytest.mark.parametrize(
     ("names", "subject", "them"),
     [(["logo.png"], "all/logo.png is", "it"), (["logo.png", "a.png"], "2 images, like all/a.png, are", "them")],

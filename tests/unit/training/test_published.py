@@ -79,12 +79,14 @@ def test_shapes_alone_identify_an_upsampler_but_not_an_objective() -> None:
     assert named.diffusion.objective == "vlb"
 
 
-def test_another_architecture_is_answered_with_the_nearest_and_its_differences() -> None:
+def test_another_architecture_is_answered_with_the_nearest_and_its_differences(tmp_path: Path) -> None:
     narrow = expected_shapes(presets.preset("cifar10-hybrid-cosine", ["model.num_res_blocks=2"]))
-    with pytest.raises(UserError, match=r"no published network's; the nearest, \S+, differs: .* name a preset and overrides"):
+    with pytest.raises(UserError, match=r"no published network's; the nearest, \S+, differs: .* name its experiment file, or a preset and"):
         recognise(narrow, "model.pt")
     assert recognise(narrow, "model.pt", preset="cifar10-hybrid-cosine", overrides=["model.num_res_blocks=2"]).model.num_res_blocks == 2
-    with pytest.raises(UserError, match="name the preset too"):
+    (tmp_path / "mine.toml").write_text('base = "cifar10-hybrid-cosine"\n[model]\nnum_res_blocks = 2')
+    assert recognise(narrow, "model.pt", preset=str(tmp_path / "mine.toml")).model.num_res_blocks == 2
+    with pytest.raises(UserError, match="overrides change a preset or an experiment file; name it too"):
         recognise(narrow, "model.pt", overrides=["model.num_res_blocks=2"])
     with pytest.raises(UserError, match=r"no preset .cifar10-hybrid.; did you mean"):
         recognise(narrow, "model.pt", preset="cifar10-hybrid")

@@ -84,7 +84,12 @@ class FileSource(Source):
         """List every image file, sorted by name."""
         entries = list(self.find())
         found = sorted(entry for entry in entries if is_image_name(entry.key))
+        hidden = sorted(entry.key for entry in entries if _is_in_hidden_folder(entry.key))
         if not found:
+            if hidden:
+                raise UserError(
+                    f"{self.uri}: contains images in hidden folders alone, like {hidden[0]}; take the dot from the folder's name"
+                )
             archives = sorted(key for key, *_ in entries if key.lower().endswith(_ARCHIVE_SUFFIXES) and not _is_hidden(key))
             if archives:
                 shown = ", ".join(archives[:3]) + (", ..." if len(archives) > 3 else "")
@@ -110,7 +115,7 @@ class FileSource(Source):
         others = [key for key, *_ in entries if not is_image_name(key) and not _is_hidden(key) and PurePosixPath(key).name != table]
         others.sort(key=lambda key: (not key.lower().endswith(_ARCHIVE_SUFFIXES), key))
         unused = sorted(filter(is_image_name, _names_beside(self.outer_uri, self.split_folders))) if self.outer_uri else ()
-        return Listing(items, class_names, tuple(others), strays, tuple(unused))
+        return Listing(items, class_names, tuple(others), strays, tuple(unused), tuple(hidden))
 
     @abstractmethod
     def find(self) -> Iterator[FileEntry]:
@@ -133,11 +138,21 @@ def _names_beside(uri: str, folders: Collection[str]) -> Iterator[str]:
 
 def is_image_name(key: str) -> bool:
     """Return True for the name of an image; hidden files, which archivers and editors leave next to images, don't count."""
-    return PurePosixPath(key).suffix.lower() in IMAGE_SUFFIXES | _REFUSED_SUFFIXES and not _is_hidden(key)
+    return _has_image_suffix(key) and not _is_hidden(key)
+
+
+def _has_image_suffix(key: str) -> bool:
+    return PurePosixPath(key).suffix.lower() in IMAGE_SUFFIXES | _REFUSED_SUFFIXES
 
 
 def _is_hidden(key: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(key).parts)
+
+
+def _is_in_hidden_folder(key: str) -> bool:
+    """Return True for an image that a person may have put into a folder whose name begins with a dot."""
+    *folders, name = PurePosixPath(key).parts
+    return _has_image_suffix(name) and not _is_hidden(name) and _is_hidden(key) and "__MACOSX" not in folders
 
 
 class FolderSource(FileSource):

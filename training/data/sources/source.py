@@ -88,6 +88,7 @@ class Listing:
         others: Names of the files beside the images that are left out, archives first.
         strays: Names of the images beside folders that would be classes without them.
         unused: Names of the images beside the folders of the splits.
+        hidden: Names of the images in folders whose names begin with a dot.
     """
 
     items: Sequence[Item]
@@ -95,9 +96,10 @@ class Listing:
     others: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
 
     def left_out(self) -> str:
-        """Return a sentence about the files that are no images and the images of no split; empty if there are none."""
+        """Return a sentence about the files that are no images and the images that no split has; empty if there are none."""
         count = len(self.others)
         subject = "1 file is not an image and is" if count == 1 else f"{count:,} files are not images and are"
         found = [f"{subject} left out, like {self.others[0]}"] if count else []
@@ -106,6 +108,9 @@ class Listing:
             places = [f"{number:,} in {folder}" for folder, number in folders[:3]] + ["..."] * (len(folders) > 3)
             subject = "1 image is" if len(self.unused) == 1 else f"{len(self.unused):,} images are"
             found.append(f"{subject} beside the folders of the training and the test images and left out: {', '.join(places)}")
+        if self.hidden:
+            subject = "1 image is in a hidden folder" if len(self.hidden) == 1 else f"{len(self.hidden):,} images are in hidden folders"
+            found.append(f"{subject} and left out, like {self.hidden[0]}; take the dot from the folder's name if they belong to the others")
         return "; ".join(found)
 
     def without_labels(self) -> str:
@@ -233,8 +238,9 @@ class RandomSplit(Source):
             kept = " and keep one of each class to train on" if len(left) > 1 else ""
             raise UserError(f"{self.address}: can't hold out {self.num_test} test images of {len(labels)}{kept}; lower num_test")
         items = [item for i, item in enumerate(whole.items) if (i in test) == (self.split == "test")]
-        # Each is told once, with the training images.
-        return Listing(items, whole.class_names, *((whole.others, whole.strays) if self.split == "train" else ()))
+        if self.split == "test":  # what is left out is told once, with the training images
+            return Listing(items, whole.class_names)
+        return Listing(items, whole.class_names, whole.others, whole.strays, hidden=whole.hidden)
 
     def open(self) -> AbstractContextManager[Reader]:
         """Open the reader of the whole source."""
