@@ -93,7 +93,7 @@ def _checkpoints(run_uri: str, s3: Counted, *, count: int) -> Iterator[tuple[str
     files = {checkpoint.EXPERIMENT: b"{}", "state.json": b"{}", "model.pt": b"m", "ema_0.9999.pt": b"e", "optimizer.pt": b"o"}
     first = _counted(lambda: checkpoint.save(run_uri, 0, files), s3)
     uris = [checkpoint.checkpoint_uri(run_uri, step) for step in range(1, count - 1)]
-    _store({score_uri(uri): b'{"step": %d}' % checkpoint.step_of(uri) for uri in uris}, s3)
+    _store({score_uri(uri): b'{"step": %d, "scores": {"model": 1.0}}' % checkpoint.step_of(uri) for uri in uris}, s3)
     _store({storage.join(uri, name): b"x" for uri in uris for name in (*files, checkpoint.COMPLETE)}, s3)
     last = _counted(lambda: checkpoint.save(run_uri, count, files), s3)
     yield "checkpoint", Measured(value=last.total() / first.total(), note=f"{words(last)}")
