@@ -1,4 +1,4 @@
-"""The few calls of the Kubernetes API that a RayJob's launcher needs; each outlasts an outage of the server.
+"""The few calls of the Kubernetes API that steps and the reaper need; each outlasts an outage of the server.
 
 The token of a pod is changed about every hour, API servers restart and load balancers drop connections, while a
 training runs for days. So a call that failed for a reason that may pass is repeated, with jitter, for up to `patience_seconds`.
@@ -205,12 +205,16 @@ class KubernetesApi:
         except (ApiException, *_NO_ANSWER):
             return ""
 
-    def log_lines(self, pod: str, container: str) -> Iterator[str]:
+    def log_lines(self, pod: str, container: str, *, since_seconds: int | None = None) -> Iterator[str]:
         """Yield the lines of a container's log as they come, each after its time stamp, until the container ends.
+
+        Args:
+            since_seconds: How old the first line may be; None begins with the log's first line.
 
         Raises:
             KubernetesError: The connection broke, or there is no log; it is not tried again here.
         """
+        since = {} if since_seconds is None else {"since_seconds": since_seconds}
         try:
             response = client.CoreV1Api(connect()).read_namespaced_pod_log(
                 pod,
@@ -218,6 +222,7 @@ class KubernetesApi:
                 container=container,
                 follow=True,
                 timestamps=True,
+                **since,
                 _preload_content=False,
                 _request_timeout=(5.0, 300.0),
             )
@@ -299,20 +304,27 @@ class QuickRequests:
     None of them raises or prints. They return the status of the answer, 0 if there was none.
     """
 
-    def __init__(self, namespace: str, rayjob: str) -> None:
-        self._namespace, self._rayjob = namespace, rayjob
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
         self._api = client.CustomObjectsApi(connect())
 
     def workflow(self, name: str) -> tuple[int, dict[str, Any]]:
         """Return the status, and the Workflow of that name if the status is 200."""
-        group, version, plural = _WORKFLOWS
-        return self._send(self._api.get_namespaced_custom_object_with_http_info, group, version, self._namespace, plural, name)
+        return self._get(_WORKFLOWS, name)
 
-    def delete(self, uid: str) -> int:
-        """Delete the RayJob of that uid, and return the status: 404 if another RayJob has the name by now."""
+    def rayjob(self, name: str) -> tuple[int, dict[str, Any]]:
+        """Return the status, and the RayJob of that name if the status is 200."""
+        return self._get(_RAYJOBS, name)
+
+    def delete_rayjob(self, name: str, uid: str) -> int:
+        """Delete the RayJob of that name and uid, and return the status: 404 if another RayJob has the name by now."""
         send, (group, version, plural) = self._api.delete_namespaced_custom_object_with_http_info, _RAYJOBS
-        status, _ = self._send(send, group, version, self._namespace, plural, self._rayjob, body=_delete_options(uid))
+        status, _ = self._send(send, group, version, self._namespace, plural, name, body=_delete_options(uid))
         return 404 if status == 409 else status
+
+    def _get(self, kind: tuple[str, str, str], name: str) -> tuple[int, dict[str, Any]]:
+        group, version, plural = kind
+        return self._send(self._api.get_namespaced_custom_object_with_http_info, group, version, self._namespace, plural, name)
 
     def _send(self, send: Callable[..., Any], *path: str, **options: Any) -> tuple[int, dict[str, Any]]:
         try:

@@ -21,12 +21,15 @@ from typing import Any, TypeVar
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from components.cluster.connection import KubernetesError, current_namespace
+from components.cluster.kubernetes_api import QuickRequests
 from components.cluster.names import OWNER_LABEL, RAY_SECRET, RUN_URI_ANNOTATION
 from components.launch.call import Call, call_of
 from components.launch.rayjob.follow import DEFAULT_PACE, Pace
 from components.launch.rayjob.manifest import rayjob_name
 from components.launch.rayjob.status import is_lost_driver
 from components.launch.repeat import LostError
+from components.launch.signalled import is_run_over
 from components.launch.step import Step
 from training import storage
 from training.config.errors import UserError, in_one_line
@@ -84,7 +87,7 @@ class _Job:
 
     Attributes:
         name: Its name in Ray; empty before there is one.
-        is_own: True if this launcher, or an earlier try of the same step, submitted it. Only such a job is stopped by SIGTERM.
+        is_own: True if this launcher, or an earlier try of the same step, submitted it. Only such a job is stopped by a signal.
     """
 
     name: str = ""
@@ -94,19 +97,21 @@ class _Job:
 def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, pace: Pace = DEFAULT_PACE) -> Any:
     """Run a step on the cluster with that dashboard, or follow a job that runs it already; return what the step returns.
 
-    SIGTERM and Ctrl-C stop the job before anything else, unless another run submitted it; see `StopFlag.raise_if_set`.
+    SIGTERM and Ctrl-C stop the job before anything else, unless another run submitted it or this run goes on; see `_stop_own`.
 
     Raises:
         UserError: The experiment or the data set does not fit.
-        RayJobsError: The cluster can't be reached, or the step failed.
-        LostError: The job was lost, and another try may succeed.
+        RayJobsError: The cluster refuses, or the step failed.
+        LostError: The job was lost or the cluster does not answer, and another try may succeed.
     """
-    owner = _owner()
-    # Two pipeline runs may call a step with the same arguments at once. Each has a result of its own, as the other may delete one.
-    call = call_of(step, arguments, scope=owner if os.environ.get("KFP_POD_NAME") else "")
-    if step.run_files and call.is_done():
+    workflow = _workflow()
+    owner = workflow or uuid.uuid4().hex
+    # In a pipeline a call belongs to the run, so a result that is there is that of an earlier try. Elsewhere that of an earlier call may
+    # be out of date: only a training's is taken.
+    call = call_of(step, arguments, scope=workflow)
+    if (step.run_files or workflow) and call.is_done():
         say(f"{call.key} is done already")
-        return call.result()
+        return storage.retry(call.result)
     client, job = _connect(address), _Job()
 
     def follow() -> None:
@@ -118,13 +123,13 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
             say(f"Ray job {job.name} of another run has ended without this run's result, which goes on with its own")
 
     with stop_flag() as stop:
-        run_stoppable(follow, stop, on_stop=lambda: _stop_own(client, job), grace_seconds=0.0)
-    if not call.is_done():
+        run_stoppable(follow, stop, on_stop=lambda: _stop_own(client, job, workflow), grace_seconds=0.0)
+    if not storage.retry(call.is_done):
         raise RayJobsError(
             f"Ray job {job.name} succeeded but {call.result_uri} is not there; does the cluster write to the same S3 as this step?"
         )
     say(f"{call.key} is done")
-    return call.result()
+    return storage.retry(call.result)
 
 
 def _connect(address: str) -> _Dashboard:
@@ -139,7 +144,8 @@ def _connect(address: str) -> _Dashboard:
         raise UserError(f"ray_address {address!r} is no Ray dashboard, like http://HEAD:8265: {in_one_line(error, _LONGEST)}") from error
     except (RuntimeError, OSError) as error:
         reason = in_one_line(error, _LONGEST)
-        raise RayJobsError(f"no Ray dashboard answers at {address}: {reason}; is it the head's port 8265, seen from here?") from error
+        failure = LostError if _may_pass(error) else RayJobsError  # a head that is being started again does not answer for a minute
+        raise failure(f"no Ray dashboard answers at {address}: {reason}; is it the head's port 8265, seen from here?") from error
 
 
 def _attach_or_submit(client: _Dashboard, name: str, call: Call, job: _Job, stop: StopFlag, owner: str) -> None:
@@ -153,7 +159,7 @@ def _attach_or_submit(client: _Dashboard, name: str, call: Call, job: _Job, stop
             say(f"Ray job {name}-{number} is there already and {status}; following it")
             job.name, job.is_own = f"{name}-{number}", submitter == owner
             return
-    if not call.step.run_files:
+    if not call.step.run_files and not os.environ.get("KFP_POD_NAME"):
         storage.delete(call.result_uri)  # the result of an earlier call, which may differ
     call.write()
     job.name, job.is_own = f"{name}-{max(tries, default=0) + 1}", True  # before it exists, so that a stop finds it
@@ -162,10 +168,9 @@ def _attach_or_submit(client: _Dashboard, name: str, call: Call, job: _Job, stop
     say(f"Ray job {job.name} is submitted to {client.get_address()}")
 
 
-def _owner() -> str:
-    """Return the owner of this process's jobs: the pipeline run's Workflow, whose name is the beginning of the pod's."""
-    pod = os.environ.get("KFP_POD_NAME", "")
-    return re.split(r"-(?:retry-)?system-container-impl-", pod)[0] if pod else uuid.uuid4().hex
+def _workflow() -> str:
+    """Return the pipeline run's Workflow, whose name is the beginning of the pod's; empty outside a pipeline."""
+    return re.split(r"-(?:retry-)?system-container-impl-", os.environ.get("KFP_POD_NAME", ""))[0]
 
 
 def _tries(client: _Dashboard, name: str) -> dict[int, tuple[str, str]]:
@@ -212,8 +217,8 @@ def _follow(client: _Dashboard, job: _Job, pace: Pace) -> None:
         return
     if not status:
         raise LostError(f"Ray job {name} is gone: the cluster was restarted, or the job was deleted")
-    message = in_one_line(_retry(lambda: client.get_job_info(name).message or ""), _LONGEST)
-    failure = f"Ray job {name} ended as {status}: {message}; its last lines say why"
+    message = in_one_line(_retry(lambda: client.get_job_info(name).message or ""))
+    failure = f"Ray job {name} ended as {status}: {in_one_line(message, _LONGEST)}; its last lines say why"
     if is_lost_driver(message):
         raise LostError(failure)
     raise RayJobsError(f"{failure}, and the same command goes on from there")
@@ -271,7 +276,7 @@ def _retry(request: Callable[[], T]) -> T:
         if not _may_pass(error):
             raise RayJobsError(f"the Ray dashboard refuses: {error}") from error
         patience = format_duration(_PATIENCE_SECONDS)
-        raise RayJobsError(f"the Ray cluster has not answered for {patience}: {in_one_line(error, _LONGEST)}; its job may go on") from error
+        raise LostError(f"the Ray cluster has not answered for {patience}: {in_one_line(error, _LONGEST)}; its job may go on") from error
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -281,12 +286,27 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, OSError)) and not isinstance(error, RayJobsError)
 
 
-def _stop_own(client: _Dashboard, job: _Job) -> bool:
-    if job.is_own:  # no retries: a pod of a terminated pipeline has about a second left
+def _stop_own(client: _Dashboard, job: _Job, workflow: str) -> bool:
+    """Stop the job that this run submitted, unless the run goes on without this pod, as where its node is drained.
+
+    If the API does not say whether it goes on, the job is stopped: nothing else would end it, and a retry resumes its training.
+    """
+    if job.is_own:
+        if workflow and _goes_on(workflow):
+            say(f"this pod is stopped, but its run is not cancelled: Ray job {job.name} goes on, and the step's next try follows it")
+            return False
+        # No retries: a pod of a terminated pipeline has about a second left.
         stopper = threading.Thread(target=_stop, args=(client, job.name), daemon=True)
         stopper.start()
         stopper.join(_SECONDS_TO_STOP)
     return False
+
+
+def _goes_on(workflow: str) -> bool:
+    try:
+        return is_run_over(QuickRequests(current_namespace()), workflow) is False
+    except KubernetesError:  # no service account
+        return False
 
 
 def _stop(client: _Dashboard, job: str) -> None:

@@ -6,7 +6,6 @@ told up to `_LATEST_SECONDS` late. A label marks a Workflow that needs no furthe
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import time
@@ -62,13 +61,16 @@ def tell_webhook(api: KubernetesApi) -> None:
         age, root = _age((workflow.get("status") or {}).get("startedAt")), form_of(workflow)["storage_root_uri"]
         running.append(_Live(_run_id(workflow), root, _name(workflow), age, is_cancelled(workflow)))
     ended = _ours(api.workflows(f"workflows.argoproj.io/completed=true,!{REPORTED_LABEL}"))
-    not_taken = (1 for was_reported in _tell_all(api, ended, running, hung_seconds) if not was_reported)
-    if sum(itertools.islice(not_taken, _MOST_FAILURES)) == _MOST_FAILURES:
-        say(f"{_MOST_FAILURES} messages could not be told; the next reaper tells them and the rest")
+    failures = 0
+    for is_done in _tell_all(api, ended, running, hung_seconds):
+        failures += not is_done
+        if failures == _MOST_FAILURES:
+            say(f"{failures} messages could not be told; the next reaper tells them and the rest")
+            return
 
 
 def _tell_all(api: KubernetesApi, ended: Iterable[Mapping[str, Any]], running: list[_Live], hung_seconds: float) -> Iterator[bool]:
-    """Tell one message after the other, and yield whether there is nothing left to do for it."""
+    """Tell one message after the other; yield True for one that was told or that nobody wants, else False."""
     numbers = Numbers()
     for workflow in ended:
         yield _tell_end(api, workflow, numbers)

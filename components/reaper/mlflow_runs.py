@@ -26,6 +26,7 @@ from components.steps.runs import storage_root_of
 from training.config.errors import UserError
 from training.console import say
 from training.storage.errors import StorageError
+from training.tracking.client import answers
 from training.tracking.references import ABLATION_URI_TAG
 from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, RUN_URI_TAG, FoundRun, close_open_run, latest_runs, open_runs, set_tag
 
@@ -108,14 +109,14 @@ def send_what_mlflow_lacks(runs: Sequence[FoundRun]) -> None:
             continue
         for mark in marks:
             try:
-                if not _send_marked(mark):
-                    return  # MLflow is away; each further mark would wait for it too
+                if not _send_marked(mark) and not answers():
+                    return  # each further mark would wait for MLflow too; one that it refuses, as another team's run, stops no other
             except (UserError, StorageError) as error:  # what it names is damaged: the other marks have their turn
                 say(f"{error}; MLflow may lack something of {mark.get('ablation_uri') or mark.get('run_uri')}")
 
 
 def _send_marked(mark: Mapping[str, str]) -> bool:
-    """Send MLflow what it lacks; return False if it does not answer."""
+    """Send MLflow what it lacks; return False if it does not take it."""
     if "ablation_uri" in mark:
         is_sent = update_ablation(mark["ablation_uri"], cancelled="cancelled" in mark)
     else:

@@ -229,15 +229,24 @@ def _task_states(run: Any, details: Collection[_Task], names: Collection[str]) -
 
 
 def retrying(kfp: Kfp, say: Callable[[str], None], polling: Polling) -> tenacity.Retrying:
-    """Return a retry policy that bears a server's outage, and reports the first failure of each."""
+    """Return a retry policy that bears a server's outage, and reports the first failure of each.
+
+    A refused token has a shorter limit, from its first refusal on: the file that it is read from is renewed soon, or never.
+    """
+    refused_since = math.inf
 
     def is_transient(error: BaseException) -> bool:
         return isinstance(error, KfpError) and (error.is_transient or (error.status == 401 and kfp.rereads_token))
 
     def is_exhausted(call: tenacity.RetryCallState) -> bool:
-        error = call.outcome.exception() if call.outcome else None
-        limit = polling.token_seconds if isinstance(error, KfpError) and error.status == 401 else polling.outage_seconds
-        return (call.seconds_since_start or 0.0) >= limit
+        nonlocal refused_since
+        error, seconds = call.outcome.exception() if call.outcome else None, call.seconds_since_start or 0.0
+        is_refused = isinstance(error, KfpError) and error.status == 401
+        if call.attempt_number == 1 or not is_refused:
+            refused_since = math.inf
+        if is_refused:
+            refused_since = min(refused_since, seconds)
+        return seconds >= polling.outage_seconds or seconds - refused_since >= polling.token_seconds
 
     def report(call: tenacity.RetryCallState) -> None:
         if call.attempt_number == 1 and call.outcome:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from components.cluster.cluster_api import ClusterApi
-from components.cluster.connection import in_cluster
 from components.cluster.names import amount
 from pipelines.client.kfp_client import KNOWN_VERSION
 from pipelines.doctor.findings import ASK_ADMINISTRATOR, FAILURE, OK, WARNING, Finding
@@ -163,8 +162,9 @@ def check_rights(scope: Scope) -> Iterator[Finding]:
 
 def _rights(cluster: ClusterApi, account: str, *, has_kuberay: bool) -> Finding:
     subject = f"rights of {account}"
-    # A pod of a run has that account itself; from elsewhere only an administrator may ask about it.
-    subject_account = "" if in_cluster() else account
+    # Everybody may ask about himself, as where this is a pod of a run; about another account an administrator may.
+    is_caller = cluster.caller() == f"system:serviceaccount:{cluster.namespace}:{account}"
+    subject_account = "" if is_caller else account
     missing: list[str] = []
     for group, resource, verbs in RIGHTS:
         for verb in verbs if has_kuberay or group != "ray.io" else ():

@@ -20,9 +20,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fake_kubernetes
 import psutil
 import pytest
 from ray.job_submission import JobSubmissionClient
+from recorded_workflows import workflow_states
 from step_arguments import preprocess_arguments
 
 from components.launch import dashboard as ray_jobs
@@ -140,6 +142,13 @@ def test_a_step_whose_driver_is_killed_there_may_be_tried_again(dashboard, tmp_p
     killer.join()
 
 
+def test_a_later_try_of_a_pipelines_step_takes_the_result_that_an_earlier_one_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("KFP_POD_NAME", "train-x-system-container-impl-123")
+    call = call_of(PREPROCESS, preprocess_arguments(tmp_path), scope="train-x")
+    storage.write_json(call.result_uri, {"returned": "done"})
+    assert run_on_dashboard(PREPROCESS, preprocess_arguments(tmp_path), "http://127.0.0.1:9") == "done"
+
+
 def _terminated(program: str, *, within_seconds: float, follows: str = "is submitted to") -> str:
     """Send SIGTERM to a program once it follows its job; return the job's name."""
     launcher = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -220,7 +229,7 @@ def _stand_in(answer: Callable[[str, str], Answer]) -> Iterator[str]:
 
 
 def test_an_address_where_no_dashboard_is_says_so():
-    with pytest.raises(RayJobsError, match=r"no Ray dashboard answers at http://127\.0\.0\.1:"):
+    with pytest.raises(LostError, match=r"no Ray dashboard answers at http://127\.0\.0\.1:"):  # a head may be starting
         run_on_dashboard(EVALUATE, {"run_uri": "x"}, f"http://127.0.0.1:{_free_ports(1)[0]}")
 
 
@@ -237,7 +246,7 @@ def test_another_cluster_that_the_environment_names_is_not_taken_in_its_place(mo
 
 def test_a_dashboard_that_accepts_and_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(ray_jobs, "_TIMEOUT_SECONDS", (5.0, 0.5))
-    with _stand_in(lambda method, path: None) as address, pytest.raises(RayJobsError, match="no Ray dashboard answers at"):
+    with _stand_in(lambda method, path: None) as address, pytest.raises(LostError, match="no Ray dashboard answers at"):
         run_on_dashboard(EVALUATE, {"run_uri": "x"}, address)
 
 
@@ -251,7 +260,7 @@ def test_a_dashboard_that_falls_silent_is_asked_again_and_then_given_up(tmp_path
         asked.append(path)
         return _VERSION if path == "/api/version" else None
 
-    with _stand_in(answer) as address, pytest.raises(RayJobsError, match=r"has not answered for 0\.5 s: .*[Tt]imed? ?out"):
+    with _stand_in(answer) as address, pytest.raises(LostError, match=r"has not answered for 0\.5 s: .*[Tt]imed? ?out"):
         run_on_dashboard(PREPROCESS, preprocess_arguments(tmp_path), address)
     assert asked.count("/api/jobs/") > 1
 
@@ -346,8 +355,15 @@ def test_a_job_of_another_run_that_ends_without_our_result_is_followed_by_our_ow
     assert "of another run has ended without this run's result" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("owner", "stops"), [("another-run", 0), ("train-x", 1)], ids=["of another run", "of an earlier try"])
-def test_sigterm_stops_a_job_that_it_found_there_only_if_it_is_its_own(tmp_path, owner, stops, monkeypatch):
+_CANCELLED, _GOES_ON = (workflow_states("rayjob-cancelled")[index] for index in (-1, 0))
+
+
+@pytest.mark.parametrize(
+    ("owner", "state", "stops"),
+    [("another-run", _CANCELLED, 0), ("train-x", _CANCELLED, 1), ("train-x", None, 1), ("train-x", _GOES_ON, 0)],
+    ids=["of another run", "of an earlier try", "of a run that is deleted", "of a run that goes on, as after a drain"],
+)
+def test_sigterm_stops_a_job_that_it_found_there_only_if_it_is_its_own_and_the_run_is_over(tmp_path, owner, state, stops, monkeypatch):
     monkeypatch.setenv("KFP_POD_NAME", "train-x-retry-system-container-impl-123")
     name = f"{rayjob_name(call_of(PREPROCESS, preprocess_arguments(tmp_path), scope='train-x').key)}-1"
     job = {"submission_id": name, "type": "SUBMISSION", "status": "RUNNING", "entrypoint": "x", "metadata": {"iddpm/owner": owner}}
@@ -363,7 +379,10 @@ def test_sigterm_stops_a_job_that_it_found_there_only_if_it_is_its_own(tmp_path,
             return 200, '{"logs": ""}'
         return 200, json.dumps([job] if path == "/api/jobs/" else job)
 
-    with _stand_in(answer) as address:
+    with _stand_in(answer) as address, fake_kubernetes.serve(tmp_path) as (cluster, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        if state:
+            cluster.workflows["train-x"] = {**state, "metadata": {**state["metadata"], "name": "train-x"}}
         _terminated(
             "from components.launch.dashboard import run_on_dashboard\n"
             "from components.steps.registry import PREPROCESS\n"

@@ -12,6 +12,7 @@ from typing import Any
 
 import fake_kubernetes
 import pytest
+from counting_proxy import counting
 from fake_kubernetes import FakeKubernetes
 from recorded_workflows import recorded, workflow_states
 from webhook_receiver import receive
@@ -20,16 +21,16 @@ from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.workflows import attempts
 from components.reaper import __main__ as reaper
 from components.reaper.messages import HUNG_VARIABLE, tell_webhook
-from components.reaper.mlflow_runs import WORKFLOW_TAG, close_finished_runs
+from components.reaper.mlflow_runs import WORKFLOW_TAG, close_finished_runs, send_what_mlflow_lacks
 from components.steps.mlflow_sync import leave_mark, shown_as_running, update_mlflow
 from components.steps.runs import note_attempt
 from components.steps.webhook import URL_VARIABLE
 from evaluation.records.result import EvaluationResult
-from evaluation.tuning.record import TrialRecord, write_record
+from evaluation.tuning.record import TuningTrial, write_record
 from training import storage
 from training.config.errors import UserError
 from training.config.presets import preset
-from training.tracking.client import connect
+from training.tracking.client import connect, tracking_uri
 from training.tracking.references import ABLATION_URI_TAG, TUNING_URI_TAG
 from training.tracking.runs import (
     ERROR_TAG,
@@ -194,7 +195,7 @@ def _tuned(root: Path, pipeline: str) -> str:
     _trained(root, pipeline)
     uri = f"{root}/tunings/t"
     for number, score in enumerate((4.0, 3.0)):
-        write_record(uri, TrialRecord(number=number, params={"optim.learning_rate": score}, state="complete", score=score))
+        write_record(uri, TuningTrial(number=number, params={"optim.learning_rate": score}, state="complete", score=score))
     tags = {PIPELINE_RUN_TAG: pipeline, TUNING_URI_TAG: uri}
     open_run(run_key=f"t-{pipeline}", experiment_name="reaping", run_name="t", tags=tags, params={}).finish("FINISHED")
     return "best 3 of 2 trials, with optim.learning_rate=3.0"
@@ -313,6 +314,26 @@ def test_a_run_and_a_mark_that_cannot_be_read_do_not_keep_others_open(cluster, p
     said = capsys.readouterr().out
     assert all(words in said for words in ("no_such_field", "no ablation was planned there", "is not JSON"))
     storage.delete_prefix(f"{tmp_path}/mlflow_behind")  # the reaper would look at them in other tests too
+
+
+def test_a_run_that_mlflow_refuses_keeps_no_other_from_being_sent(cluster, pipeline, tmp_path, monkeypatch, capsys):
+    """Such as a run of another team below the same storage root, which this account may not read."""
+    keys = [f"reaped-{uuid.uuid4().hex[:8]}" for _ in range(3)]
+    runs = [_run(pipeline, key, f"{tmp_path}/runs/{key}") for key in keys]
+    for key, run in zip(keys, runs, strict=True):
+        storage.write_bytes(f"{tmp_path}/runs/{key}/metrics.jsonl", b'{"step": 10, "time": 1, "values": {"loss": 1.5}}\n')
+        leave_mark(f"{tmp_path}/runs/{key}", {"run_uri": f"{tmp_path}/runs/{key}", "run_id": run.run_id})
+    (first, *_) = storage.list_uris(f"{tmp_path}/mlflow_behind")  # the reaper goes through them in this order
+    refused = storage.read_json(first, dict[str, str])["run_id"]
+    with counting(tracking_uri()) as proxy, monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+        proxy.forbidden = refused
+        send_what_mlflow_lacks(open_runs(PIPELINE_RUN_TAG, pipeline))
+    assert "refused: " in capsys.readouterr().out
+    assert [run.metric_history("loss") for run in runs] == [[] if run.run_id == refused else [(10, 1.5)] for run in runs]
+    assert storage.list_uris(f"{tmp_path}/mlflow_behind") == [first]
+    _workflow(cluster, pipeline, "Failed")
+    assert set(_reap()) == set(keys)
 
 
 def test_a_directory_that_cannot_be_read_leaves_no_request_to_be_sent_later(services, tmp_path):

@@ -19,10 +19,11 @@ class Counted:
         url: Address of the proxy.
         target: Address of the server behind it.
         kinds: Number of requests by method; a GET that lists objects of S3 counts as LIST.
+        forbidden: Requests whose path and query have this get a 403, as from MLflow where an account has no right to a run.
     """
 
     def __init__(self, target: str) -> None:
-        self.url, self.target = "", target
+        self.url, self.target, self.forbidden = "", target, ""
         self.kinds: Counter[str] = Counter()
 
     def take(self) -> Counter[str]:
@@ -52,6 +53,12 @@ def counting(target: str) -> Iterator[Counted]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if self.headers.get("Transfer-Encoding"):
                 body = self._chunks()
+            if counted.forbidden and counted.forbidden in self.path:
+                self.send_response(403)
+                self.send_header("Content-Length", "17")
+                self.end_headers()
+                self.wfile.write(b"Permission denied")
+                return
             connection = http.client.HTTPConnection(host, timeout=60)
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():  # S3 checks a signature over the name of the host

@@ -92,18 +92,22 @@ class FakeCluster(FakeKubernetes):
     Attributes:
         objects: Path -> object; None is forbidden, and what is not there is not found.
         denied: What the account of runs may not do, like "create rayjobs"; None refuses the question.
+        caller: Who asks.
         image_states: What the state of a pod's container becomes, one a look.
         dry_runs: Recording that answers a dry run of a pod, by service account; without an entry nothing is injected.
     """
 
     objects: dict[str, Any] = field(default_factory=dict)
     denied: set[str] | None = field(default_factory=set)
+    caller: str = "an-administrator"
     image_states: list[dict[str, Any]] = field(default_factory=list)
     reviews: list[dict[str, Any]] = field(default_factory=list)
     dry_runs: dict[str, str] = field(default_factory=dict)
 
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
         with self.lock:
+            if path == "/apis/authentication.k8s.io/v1/selfsubjectreviews":
+                return 201, {**body, "status": {"userInfo": {"username": self.caller}}}
             if path.startswith("/apis/authorization.k8s.io/v1/"):
                 self.reviews.append(body)
                 asked = body["spec"]["resourceAttributes"]

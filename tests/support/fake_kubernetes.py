@@ -47,6 +47,8 @@ class FakeKubernetes:
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
     workflows: dict[str, dict[str, Any]] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)
+    broken_logs: int = 0
+    log_queries: list[dict[str, list[str]]] = field(default_factory=list)
     requests: list[tuple[float, str, str]] = field(default_factory=list)
     created: list[dict[str, Any]] = field(default_factory=list)
     has_kuberay: bool = True
@@ -221,7 +223,7 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
             if isinstance(fault, tuple):
                 return self._send(*_problem(*fault))
             if split.path.endswith("/log"):
-                return self._log(split.path.removeprefix(_PODS + "/").removesuffix("/log"))
+                return self._log(split.path.removeprefix(_PODS + "/").removesuffix("/log"), parse_qs(split.query))
             code, answer = fake.answer(self.command, split.path, parse_qs(split.query), body)
             if fault == "lose":
                 self.close_connection = True
@@ -238,12 +240,19 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has ended meanwhile
                 self.wfile.write(data)
 
-        def _log(self, pod: str) -> None:
+        def _log(self, pod: str, query: dict[str, list[str]]) -> None:
+            data = "".join(f"{line}\n" for line in fake.logs.get(pod, ())).encode(errors="surrogateescape")
+            with fake.lock:
+                fake.log_queries.append(query)
+                breaks, fake.broken_logs = fake.broken_logs > 0, max(0, fake.broken_logs - 1)
             self.send_response(200)
             self.send_header("Content-Type", "text/plain")
             self.send_header("Connection", "close")
+            if breaks:  # in the middle of the answer, whose last chunk does not come
+                self.send_header("Transfer-Encoding", "chunked")
+                data = f"{len(data):x}\r\n".encode() + data + b"\r\n"
             self.end_headers()
-            self.wfile.write("".join(f"{line}\n" for line in fake.logs.get(pod, ())).encode(errors="surrogateescape"))
+            self.wfile.write(data)
             self.close_connection = True
 
         do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815 - http.server's names

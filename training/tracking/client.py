@@ -138,6 +138,15 @@ def wait_for_mlflow() -> None:
         request(lambda: connect().search_experiments(max_results=1), seconds=OUTAGE_SECONDS, report=lambda error: say(message))
 
 
+def answers() -> bool:
+    """Return True if MLflow answers a request, be it with a refusal; it is asked once."""
+    try:
+        connect().search_experiments(max_results=1)
+    except Exception as error:  # as in `request`, the client and what it stands on raise errors of many types
+        return not is_transient(error) and not is_local(error)
+    return True
+
+
 def request(
     action: Callable[[], _Result], *, seconds: float | None = None, report: Callable[[BaseException], None] = lambda error: None
 ) -> _Result:

@@ -15,11 +15,11 @@ from typing import Any
 
 from components.cluster.kubernetes_api import KubernetesApi, QuickRequests
 from components.cluster.names import LAUNCH_LABEL, OWNER_LABEL, RUN_LABEL, RUN_URI_ANNOTATION
-from components.cluster.workflows import has_ended
 from components.launch.rayjob.logs import LogFollower
 from components.launch.rayjob.manifest import RayJob, render
 from components.launch.rayjob.status import Status, failure_message, is_live, pod_troubles, read_status, refused_pods, remedy_of
 from components.launch.repeat import MAX_LOSSES, LostError, repeat_lost
+from components.launch.signalled import is_run_over
 from training.console import format_duration, say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
 
@@ -99,11 +99,11 @@ def run_rayjob(
         RayJobError: It failed, was deleted, was lost too often, or KubeRay does not see it or did not end it at its deadline.
         KubernetesError: The API refuses, or is away for too long; a job that was started goes on.
     """
-    ownership, quick = _Ownership(), QuickRequests(api.namespace, job.name)
+    ownership, quick = _Ownership(), QuickRequests(api.namespace)
 
     def end_if_over() -> bool:
         if ownership.uid and _is_over(job, quick):
-            quick.delete(ownership.uid)  # at once: a pod of a terminated pipeline has about a second left
+            quick.delete_rayjob(job.name, ownership.uid)  # at once: a pod of a terminated pipeline has about a second left
             ownership.is_over = True
         return False
 
@@ -133,10 +133,10 @@ def run_rayjob(
             run_stoppable(follow_all, stop, on_stop=end_if_over, grace_seconds=0.0)
         finally:
             if stop.is_set and ownership.is_being_created and _is_over(job, quick):
-                ownership.uid, ownership.is_over = _uid_of_created(job, api), True
+                ownership.uid, ownership.is_over = _uid_of_created(job, quick), True
             if stop.is_set and ownership.uid:
                 if ownership.is_over:
-                    _delete_for_certain(job.name, lambda: quick.delete(ownership.uid))
+                    _delete_for_certain(job.name, lambda: quick.delete_rayjob(job.name, ownership.uid))
                 else:
                     say(f"this pod is stopped, but its run is not cancelled: RayJob {job.name} goes on, and the step's next try follows it")
 
@@ -162,25 +162,20 @@ class _Ownership:
 def _is_over(job: RayJob, quick: QuickRequests) -> bool:
     """Return True if a signal means that nobody wants the run any more.
 
-    In a pipeline the Workflow says so: a pod is stopped in the same way when its run is cancelled and when its node is drained. If the
-    API does not answer in time, the job goes on, and the reaper ends it where the Workflow is over. A job that no Workflow owns was
-    started by the person who sends the signal.
+    If the API does not answer in time, the job goes on, and the reaper ends it where the Workflow is over. A job that no Workflow owns
+    was started by the person who sends the signal.
     """
-    if job.owner is None:
-        return True
-    status, workflow = quick.workflow(job.owner.name)
-    if status == 404:
-        return True
-    return status == 200 and (workflow["metadata"]["uid"] != job.owner.uid or has_ended(workflow))
+    return job.owner is None or bool(is_run_over(quick, job.owner.name, job.owner.uid))
 
 
-def _uid_of_created(job: RayJob, api: KubernetesApi) -> str:
+def _uid_of_created(job: RayJob, quick: QuickRequests) -> str:
     """Return the uid of a job whose creation may still arrive; empty for another launcher's job."""
     deadline = time.monotonic() + _SECONDS_TO_DELETE
     while time.monotonic() < deadline:
-        found = api.rayjob(job.name)
-        if found is not None:
-            return str(found["metadata"]["uid"]) if found["metadata"]["labels"].get(LAUNCH_LABEL) == job.launch else ""
+        status, found = quick.rayjob(job.name)
+        if status == 200:
+            metadata = found["metadata"]
+            return str(metadata["uid"]) if (metadata.get("labels") or {}).get(LAUNCH_LABEL) == job.launch else ""
         time.sleep(0.1)
     return ""
 

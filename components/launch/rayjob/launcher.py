@@ -20,10 +20,16 @@ from components.launch.rayjob.follow import DEFAULT_PACE, Pace, RayJobError, run
 from components.launch.rayjob.manifest import rayjob_for
 from components.launch.resources import StageResources
 from components.launch.step import Step
+from training import storage
 from training.console import say
 
+_LAUNCH = uuid.uuid4().hex
+"""Id of this process. All tries of a step have the same one, so a later try finds the job of an earlier one and knows it as its own."""
 
-def run_on_rayjob(step: Step, arguments: Mapping[str, Any], resources: StageResources, *, pace: Pace = DEFAULT_PACE) -> Any:
+
+def run_on_rayjob(
+    step: Step, arguments: Mapping[str, Any], resources: StageResources, *, pace: Pace = DEFAULT_PACE, launch: str = _LAUNCH
+) -> Any:
     """Run a step on a Ray cluster of its own, or follow a cluster that runs it already; return what the step returns.
 
     A training has one job for its run, whichever pipeline starts it, and one that is done takes no cluster. Any other step
@@ -38,19 +44,22 @@ def run_on_rayjob(step: Step, arguments: Mapping[str, Any], resources: StageReso
     call = call_of(step, arguments)
     if step.run_files and call.is_done():
         say(f"{call.key} is done already")
-        return call.result()
+        return storage.retry(call.result)
     api = KubernetesApi(current_namespace())
-    launcher, launch = _own_pod(api), uuid.uuid4().hex
+    launcher = _own_pod(api)
     owner = owner_of(launcher)
-    call = dataclasses.replace(call_of(step, arguments, scope=owner.uid if owner else launch), launch=launch)
-    if call.is_done():  # by an earlier try of this step
-        return call.result()
+    if not step.run_files:
+        call = call_of(step, arguments, scope=owner.uid if owner else launch)
+        if call.is_done():
+            say(f"{call.key} is done already, by an earlier try of this step")
+            return storage.retry(call.result)
+    call = dataclasses.replace(call, launch=launch)
     job = rayjob_for(call, resources, launcher=launcher, namespace=api.namespace, launch=launch)
     run_rayjob(job, api, prepare=call.write, is_done=call.is_done, progress=call.progress, pace=pace)
-    if not call.is_done():
+    if not storage.retry(call.is_done):
         raise RayJobError(f"RayJob {job.name} succeeded but {call.result_uri} is not there; do its pods write to the same S3 as this step?")
     say(f"{call.key} is done")
-    return call.result()
+    return storage.retry(call.result)
 
 
 def _own_pod(api: KubernetesApi) -> dict[str, Any] | None:

@@ -29,8 +29,14 @@ _SUMMARIES = {
 }
 _LOST = ("SubmissionFailed", "DeadlineExceeded", "JobDeploymentStatusTransitionGracePeriodExceeded", "JobStatusCheckTimeoutExceeded")
 """Reasons that say nothing against the run itself."""
-_LOST_DRIVER = re.compile(rf"exit code (-9|137|{TRY_AGAIN})\b|Submitter completed but Ray job not found|node .*(died|dead|preempted)", re.I)
-"""Messages of a job whose driver was killed, or says that a later try may succeed."""
+_LOST_DRIVER = re.compile(
+    rf"Job entrypoint command failed with exit code (-9|137|{TRY_AGAIN})\b"
+    r"|Submitter completed but Ray job not found"
+    r"|(Job supervisor actor died|Unexpected error occurred)\b.*\bnode\b.*\b(died|dead|preempted)\b",
+    re.I,
+)
+"""The beginning of Ray's or KubeRay's message on a job whose driver was killed, or asks for another try. After the exit code comes the end
+of the driver's own log, which may speak of anything, such as a node that died."""
 _POD_NAME = re.compile(r'\bpods? "[^"]*"')
 """A pod that was refused has a new name in each try, so that its message would be new each time."""
 _STARTING = ("PodInitializing", "ContainerCreating")
@@ -79,7 +85,7 @@ class Status:
 
 def is_lost_driver(message: str) -> bool:
     """Return True if Ray's message about a failed job says that its driver was killed, or that a later try may succeed."""
-    return bool(_LOST_DRIVER.search(message))
+    return bool(_LOST_DRIVER.match(message))
 
 
 def read_status(manifest: Mapping[str, Any]) -> Status:

@@ -223,7 +223,7 @@ def cancel(
         if ended is not None:
             out(f"run {run_id} has ended already: it {'was ' if ended == 'cancelled' else ''}{ended}")
             return
-        out(f"run {run_id} is being cancelled; a training that it started on a Ray cluster ends with it")
+        out(f"run {run_id} is being cancelled; what it started on a Ray cluster ends with it")
         if wait:
             out(f"it is {state_of(follow(kfp, run_id, task_names=(), say=out, timeout_seconds=seconds))}")
 

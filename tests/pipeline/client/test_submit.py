@@ -768,6 +768,15 @@ def test_a_token_that_is_renewed_in_its_file_goes_on_and_one_that_is_not_ends_it
     assert ["refuses the token (401)" in line for line in said] == [True, True]
 
 
+def test_a_token_that_is_refused_after_an_outage_has_its_own_time(server: FakeKfp, tmp_path: Path) -> None:
+    run, file = server.add_run("SUCCEEDED"), tmp_path / "token"
+    file.write_text("token")
+    server.faults["GET", f"/runs/{run}"] = [503] * 10 + [401] * 3
+    polling = Polling(interval_seconds=0.1, outage_seconds=30.0, token_seconds=0.9)
+    with connected(Connection(endpoint=server.url, token_file=str(file)), lambda line: None) as kfp:
+        assert follow(kfp, run, task_names=(), say=lambda line: None, polling=polling).state == "SUCCEEDED"
+
+
 def test_a_run_that_is_deleted_meanwhile_ends_it_at_once(server: FakeKfp, kfp: Kfp) -> None:
     with pytest.raises(KfpError, match="404"):
         follow(kfp, "gone", task_names=(), say=lambda line: None, polling=Polling(interval_seconds=60))
@@ -829,7 +838,7 @@ def test_cancel_terminates_a_run(server: FakeKfp, iddpm: Iddpm) -> None:
     run = server.add_run("RUNNING")
     status, out, _ = iddpm("cancel", run, "--wait")
     assert status == 0
-    assert out == f"run {run} is being cancelled; a training that it started on a Ray cluster ends with it\nit is cancelled\n"
+    assert out == f"run {run} is being cancelled; what it started on a Ray cluster ends with it\nit is cancelled\n"
     assert len(server.asked("POST", f"/runs/{run}:terminate")) == 1
 
 

@@ -689,6 +689,16 @@ def test_what_the_account_of_runs_may_not_do_is_named(cluster: FakeCluster, doct
     assert {review["spec"]["user"] for review in cluster.reviews} == {f"system:serviceaccount:{NAMESPACE}:pipeline-runner"}
 
 
+@pytest.mark.parametrize("account", ["pipeline-runner", "default-editor"])
+def test_only_the_account_itself_asks_about_its_own_rights(cluster: FakeCluster, doctor: Doctor, account: str) -> None:
+    """A notebook's pod has an account of its own."""
+    cluster.caller = f"system:serviceaccount:{NAMESPACE}:pipeline-runner"
+    doctor("--service-account", account)
+    other = set() if account == "pipeline-runner" else {f"system:serviceaccount:{NAMESPACE}:default-editor"}
+    assert {review["spec"]["user"] for review in cluster.reviews if "user" in review["spec"]} == other
+    assert {review["kind"] for review in cluster.reviews} == {"SubjectAccessReview" if other else "SelfSubjectAccessReview"}
+
+
 def test_who_may_not_ask_about_rights_is_told_who_may(cluster: FakeCluster, doctor: Doctor) -> None:
     cluster.denied = None
     state, words = doctor("--service-account", "default-editor")[1]["rights of default-editor"]

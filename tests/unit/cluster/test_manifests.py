@@ -337,7 +337,7 @@ def test_the_role_grants_exactly_the_requests_of_a_whole_run(tmp_path, monkeypat
         fake.queues = {"training": {}}
         api.queue_problem("training")
         api.queue_reasons("uid")
-        QuickRequests(api.namespace, job.name).workflow("train-x")  # that of a step whose pod is stopped
+        QuickRequests(api.namespace).workflow("train-x")  # that of a step whose pod is stopped
         asked = {_permission(method, path) for _, method, path in fake.requests if "/namespaces/" in path}
     role = _named("kind", "Role", "iddpm-rayjobs", "kubeflow")
     granted = {

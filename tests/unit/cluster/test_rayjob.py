@@ -255,6 +255,26 @@ def test_a_driver_that_was_killed_or_asks_for_another_try_gets_one(code):
     assert read_status({"status": {"jobDeploymentStatus": "Failed", "reason": "AppFailed", "message": message}}).is_lost
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Submitter completed but Ray job not found in RayCluster.",
+        "Job supervisor actor died: The actor died unexpectedly before finishing this task.\n\tclass_name: JobSupervisor\n"
+        "The actor is dead because its node has died. Node Id: 1",
+        "Unexpected error occurred: The actor was lost as its node was preempted",
+    ],
+)
+def test_a_job_whose_node_died_gets_another_try(message):
+    """Not recorded: the words are KubeRay's (1.7) and Ray's (2.60)."""
+    assert read_status({"status": {"jobDeploymentStatus": "Failed", "reason": "AppFailed", "message": message}}).is_lost
+
+
+@pytest.mark.parametrize("log", ["TrainingError: training stopped: The node died. ...", "exit code 137", "a node's deadline"])
+def test_a_drivers_own_last_lines_make_its_error_no_loss(log):
+    message = f"Job entrypoint command failed with exit code 1, last available logs (truncated to 20,000 chars):\n{log}"
+    assert not read_status({"status": {"jobDeploymentStatus": "Failed", "reason": "AppFailed", "message": message}}).is_lost
+
+
 def test_the_requests_of_a_followed_job_stay_under_six_tenths_of_one_a_minute(cluster):
     clock, hours = _Clock(), 24
     cluster.script = [*_SUCCEEDED[:2], _RUNNING]
@@ -668,6 +688,25 @@ def test_a_second_submitter_repeats_no_line_and_its_own_are_shown(cluster, capsy
     cluster.on_look = add_second
     _run()
     assert [line for line in capsys.readouterr().out.splitlines() if "step" in line] == [*_LOG[1:], "iddpm| step 3"]
+
+
+def test_a_connection_that_breaks_goes_on_where_it_broke_though_the_kubelet_has_rotated_the_log(cluster, capsys, monkeypatch):
+    monkeypatch.setattr(logs, "_PAUSE_SECONDS", 0.05)
+    first = _with_log(cluster)
+
+    def rotate(rayjob: dict[str, Any]) -> None:
+        first(rayjob)
+        if rayjob["looks"] == 2:
+            cluster.broken_logs = 1
+        elif rayjob["looks"] > 2 and not cluster.broken_logs and len(cluster.logs["submitter"]) == len(_LOG):
+            cluster.logs["submitter"] = [cluster.logs["submitter"][-1], "2026-01-01T00:01:00Z iddpm| step 3"]
+
+    cluster.on_look = rotate
+    cluster.script = [*_SUCCEEDED[:2], *[_RUNNING] * 20, _GOOD]
+    _run(poll_seconds=0.05)
+    assert [line for line in capsys.readouterr().out.splitlines() if "step" in line] == [*_LOG[1:], "iddpm| step 3"]
+    assert [bool(query.get("sinceSeconds")) for query in cluster.log_queries[:2]] == [False, True]
+    assert 60 <= int(cluster.log_queries[1]["sinceSeconds"][0]) <= 180
 
 
 def test_the_last_lines_of_a_job_that_has_ended_come_from_a_slow_api_too(cluster, capsys, monkeypatch):

@@ -12,6 +12,7 @@ import fake_kubernetes
 import pytest
 from fake_kubernetes import FakeKubernetes, recorded_statuses
 
+from components.cluster.connection import KubernetesError
 from components.launch import driver
 from components.launch.call import Call, call_of
 from components.launch.rayjob.follow import Pace, RayJobError
@@ -182,6 +183,27 @@ def test_a_launcher_that_is_tried_again_finds_its_evaluation_and_another_run_of_
     _answered(cluster, "second")
     assert run_on_rayjob(EVALUATE, arguments, options, pace=_PACE) == "second"
     assert len(cluster.created) == 2
+
+
+def test_a_later_try_outside_a_pipeline_finds_the_job_of_the_first_one(cluster, tmp_path, monkeypatch):
+    """Two jobs would write to the same directories after an outage of the API, and Ctrl-C would end neither."""
+    monkeypatch.delenv("KFP_POD_NAME")
+    arguments, options = (
+        _evaluation(tmp_path),
+        dataclasses.replace(read_resources(_FOUR, stage="evaluate"), rayjob=RayJobOptions(image="i:1")),
+    )
+    tries = iter([True])
+
+    def fail_once(rayjob: dict[str, Any]) -> None:
+        if next(tries, False):
+            cluster.faults["GET"] = [403]
+
+    cluster.on_look = fail_once
+    with pytest.raises(KubernetesError):
+        run_on_rayjob(EVALUATE, arguments, options, pace=_PACE)
+    _answered(cluster, "done")
+    assert run_on_rayjob(EVALUATE, arguments, options, pace=_PACE) == "done"
+    assert len(cluster.created) == 1
 
 
 def test_a_step_that_returns_no_result_is_no_success(cluster, tmp_path):
