@@ -19,6 +19,7 @@ _ROOT = Path(__file__).parents[1]
 _PAGES = {
     "README.md": "index.md",
     "k8s/README.md": "how-to/cluster.md",
+    "k8s/PROVEN.md": "how-to/proven.md",
     "RESULTS.md": "results.md",
     "DECISIONS.md": "decisions.md",
     "BENCHMARKS.md": "benchmarks.md",
