@@ -100,7 +100,7 @@ PROCESS = _diffusion(
     (
         "betas of a respaced chain are the original ones",
         "return 1.0 - self.alpha_bars / self.alpha_bars_prev",
-        "return beta_schedule(self.config.schedule, self.config.num_timesteps)[list(self.timesteps)]",
+        "return (1.0 - self.schedule_alpha_bars / torch.cat([torch.ones(1), self.schedule_alpha_bars[:-1]]))[list(self.timesteps)]",
     ),
     (
         "betas of a respaced chain clipped to 0.999",

@@ -17,7 +17,8 @@ MARK = "iddpm| "
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SECONDS_BETWEEN_LINES = 5.0
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, and the halves of characters by which Python names the bytes of a path that is not UTF-8."""
 
 T = TypeVar("T")
 
@@ -26,8 +27,8 @@ _label = ""
 
 
 def printable(text: str) -> str:
-    r"""Return a text with its control characters written out, like \n and \x1b: the name of a file may have any of them."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    r"""Return a text with its control characters written out, like \n and \x1b, and bytes that are not UTF-8: a path may have both."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def say(message: str) -> None:

@@ -83,7 +83,7 @@ class _Digest:
         """Return what is wrong with the file; empty if nothing is."""
         try:
             with storage.open_local(self.uri) as path:
-                found = checkpoint.describe(path)
+                found = checkpoint.size_and_sha256(path)
         except storage.ObjectNotFoundError:
             return "is missing"
         if found["num_bytes"] != self.num_bytes:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from training import storage
 from training.config.errors import UserError
-from training.data.cache.disk_cache import TMPDIR_REMEDY, explain_disk_errors
+from training.data.cache.disk_cache import TMPDIR_REMEDY, explain_local_disk_errors
 from training.data.format.order import Purpose, permutation
 from training.shapes import Int64, UInt8
 
@@ -90,7 +90,7 @@ def write_batches(uri: str, batches: Iterable[tuple[Tensor, Tensor | None]], num
     """
     with tempfile.TemporaryDirectory(prefix="iddpm-") as directory:
         path = Path(directory) / "images.npz"
-        with explain_disk_errors(path, TMPDIR_REMEDY):
+        with explain_local_disk_errors(path, TMPDIR_REMEDY):
             count = _write_zip(path, batches, num_images)
         if count != num_images:
             raise UserError(f"{uri}: {num_images:,} images were to be written, and there are {count:,}; draw them again")

@@ -34,7 +34,7 @@ def loss_and_gradients(experiment: Experiment, device: torch.device) -> dict[str
         for parameter in trainer.state.parameters:  # a new network's last layers are 0, and so is the gradient of what is before them
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(device))
     batch = next(iter(trainer.batches.batches(0, 1)))
-    _, losses = trainer._backward(batch.images, batch.labels, batch.indices)
+    _, losses = trainer._backward(batch.images, batch.labels, batch.indices, waits=False)
     named = trainer.state.model.named_parameters()
     return {"loss": losses.cpu()} | {name: parameter.grad.cpu() for name, parameter in named if parameter.grad is not None}
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -297,8 +298,10 @@ def test_a_small_object_of_known_size_takes_one_request(services, bucket_uri, tm
 
 @pytest.mark.parametrize("act", [storage.read_bytes, storage.size, lambda uri: storage.download(uri, "unused"), storage.read_json])
 def test_a_missing_object_is_its_own_error_and_names_the_uri(root, act):
-    with pytest.raises(ObjectNotFoundError, match="none/such"):
-        act(storage.join(root, "none/such"))
+    uri = storage.join(root, "none/such")
+    with pytest.raises(ObjectNotFoundError, match="none/such") as caught:
+        act(uri)
+    assert caught.value.uri.partition(" to ")[0] == uri
     assert not Path("unused").exists()
 
 
@@ -491,6 +494,50 @@ def test_what_a_server_does_not_implement_is_not_asked_for_again(monkeypatch):
     assert not caught.value.transient
 
 
+def refusing(status, code):
+    """Return what `answering` takes to refuse a request."""
+    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+
+    def answer(handler):
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(body)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "act", [lambda uri: storage.write_bytes(uri, b"x", if_absent=True), lambda uri: storage.update_bytes(uri, lambda stored: b"x")]
+)
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted"])
+def test_a_writer_that_loses_every_race_may_try_again(monkeypatch, act, code):
+    monkeypatch.setattr(s3, "_head", Mock(side_effect=ObjectNotFoundError("none")))
+    monkeypatch.setattr(s3, "_WRITERS", 2)
+    said = rf"^s3://bucket/object: other programs write it at the same moment \(S3 answered 409 {code} no\); try again$"
+    with answering(monkeypatch, refusing(409, code)), pytest.raises(StorageError, match=said) as caught:
+        act("s3://bucket/object")
+    assert caught.value.transient
+
+
+def test_an_update_that_loses_every_race_may_try_again_and_a_write_of_an_absent_name_says_that_it_is_there(monkeypatch):
+    monkeypatch.setattr(s3, "_head", Mock(side_effect=ObjectNotFoundError("none")))
+    monkeypatch.setattr(s3, "_WRITERS", 2)
+    with answering(monkeypatch, refusing(412, "PreconditionFailed")):
+        assert not storage.write_bytes("s3://bucket/object", b"x", if_absent=True)
+        with pytest.raises(StorageError, match=r"at the same moment \(S3 answered 412 PreconditionFailed no\); try again$") as caught:
+            storage.update_bytes("s3://bucket/object", lambda stored: b"x")
+    assert caught.value.transient
+
+
+def test_a_directory_of_the_objects_name_does_not_pass(monkeypatch):
+    answer = refusing(409, "ExistingObjectIsDirectory")
+    with answering(monkeypatch, answer), pytest.raises(StorageError, match="check the address") as caught:
+        storage.write_bytes("s3://bucket/object", b"x")
+    assert not caught.value.transient
+
+
 def test_a_server_of_credentials_that_is_away_may_come_back(monkeypatch):
     def answer(handler):
         handler.send_response(503)
@@ -590,6 +637,45 @@ def test_an_address_of_s3_without_its_scheme_is_named_with_the_variable(monkeypa
 def test_a_whole_bucket_or_disk_is_never_deleted(services, uri):
     with pytest.raises(StorageError, match=r"names a whole bucket|root of the disk"):
         storage.delete_prefix(uri)
+
+
+@pytest.mark.parametrize("uri", ["/tmp/..", "file:///usr/..", "link"])
+def test_the_root_of_the_disk_is_known_by_its_other_names(tmp_path, monkeypatch, uri):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("/")
+    monkeypatch.setattr(shutil, "rmtree", Mock(side_effect=AssertionError))
+    monkeypatch.setattr(os, "walk", Mock(side_effect=AssertionError))
+    with pytest.raises(StorageError, match="is the root of the disk; name a directory below it"):
+        storage.delete_prefix(uri)
+
+
+@pytest.mark.parametrize("uri", ["", "file://", "file://localhost"])
+def test_an_empty_address_does_not_delete_the_working_directory(tmp_path, monkeypatch, uri):
+    monkeypatch.chdir(tmp_path)
+    storage.write_bytes("kept", b"x")
+    with pytest.raises(StorageError, match=rf"^'{uri}': names no directory; name the one to delete"):
+        storage.delete_prefix(uri)
+    assert storage.read_bytes("kept") == b"x"
+
+
+def test_a_temporary_disk_that_is_full_or_can_not_be_written_is_named_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    said = rf"^{tmp_path}/nowhere/iddpm-copy-\w+: No such file .*, or point TMPDIR elsewhere$"
+    with pytest.raises(StorageError, match=said) as caught, storage.scratch_directory("copy"):
+        pass
+    assert not caught.value.transient
+    full = OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
+    monkeypatch.setattr(tempfile, "mkdtemp", Mock(side_effect=full))
+    said = r"^/tmp/x: the disk is full; free some space there, or point TMPDIR elsewhere$"
+    with pytest.raises(StorageError, match=said), storage.scratch_directory("copy"):
+        pass
+
+
+def test_an_error_in_the_use_of_a_temporary_directory_is_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(FileNotFoundError), storage.scratch_directory("copy") as directory:
+        (directory / "nothing").read_bytes()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_download_without_room_names_the_bytes_that_it_needs_and_leaves_nothing(bucket_uri, small_disk):

@@ -9,19 +9,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
+from training.models.ema import SNAPSHOT_PREFIX, average_name, snapshot_name
 from training.models.posthoc_ema import ReconstructionError, Snapshot, reconstruct, sufficient
-from training.models.unet import make_model
+from training.models.unet import initial_model
 
 DIRECTORY = "averages"
 REBUILT_DIRECTORY = "rebuilt"
-_PREFIX = "power_ema_"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +39,7 @@ def snapshots_uri(run_uri: str) -> str:
 
 def keep_snapshot(run_uri: str, step: int, files: Mapping[str, Any]) -> None:
     """Store the power-function averages among a checkpoint's files, if there are any, with the experiment."""
-    averages = {name: value for name, value in files.items() if name.startswith(_PREFIX)}
+    averages = {name: value for name, value in files.items() if name.startswith(SNAPSHOT_PREFIX)}
     if averages:
         checkpoint.save(snapshots_uri(run_uri), step, {checkpoint.EXPERIMENT: files[checkpoint.EXPERIMENT], **averages})
 
@@ -59,9 +58,7 @@ def snapshots(run_uri: str) -> list[Snapshot]:
 
 def initial_weights(experiment: Experiment) -> dict[str, Tensor]:
     """Return the weights before the first update, which follow from the experiment's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(experiment.seed)
-        return make_model(experiment).state_dict()
+    return initial_model(experiment).state_dict()
 
 
 def find_or_rebuild(run_uri: str, *, decay: float, step: int, max_error: float = 0.005) -> RebuiltAverage:
@@ -74,7 +71,7 @@ def find_or_rebuild(run_uri: str, *, decay: float, step: int, max_error: float =
         ReconstructionError: The snapshots do not determine the average to `max_error`.
     """
     directory = storage.join(run_uri, REBUILT_DIRECTORY, f"decay={decay}")
-    for candidate in (directory, storage.join(run_uri, REBUILT_DIRECTORY, f"ema_{decay}")):  # the second name is that of earlier ablations
+    for candidate in (directory, storage.join(run_uri, REBUILT_DIRECTORY, average_name(decay))):  # the second is that of earlier ablations
         uri = checkpoint.checkpoint_uri(candidate, step)
         if step in checkpoint.steps(candidate):
             break
@@ -88,7 +85,7 @@ def find_or_rebuild(run_uri: str, *, decay: float, step: int, max_error: float =
     error = float(checkpoint.load(uri, "state.json")["rebuilt"]["error"])
     if error > max_error:  # an earlier call allowed a larger error
         raise ReconstructionError(f"the rebuilt average of decay {decay:g} at step {step} is off by {error:.2%} (allowed: {max_error:.2%})")
-    return RebuiltAverage(checkpoint_uri=uri, weights=f"ema_{decay}", error=error)
+    return RebuiltAverage(checkpoint_uri=uri, weights=average_name(decay), error=error)
 
 
 def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int | None = None, max_error: float = 0.005) -> dict[str, Any]:
@@ -128,12 +125,12 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
     rebuilt = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, ema_decays=(decay,)))
     files: dict[str, Any] = {
         checkpoint.EXPERIMENT: rebuilt.to_json().encode(),
-        f"ema_{decay}.pt": state,
+        f"{average_name(decay)}.pt": state,
         "state.json": {"step": step, "rebuilt": {"decay": decay, "error": error, "num_snapshots": len(used)}},
     }
     uri = checkpoint.save(out_run_uri, step, files, replace=False)
-    return {"checkpoint_uri": uri, "weights": f"ema_{decay}", "step": step, "error": error, "num_snapshots": len(used)}
+    return {"checkpoint_uri": uri, "weights": average_name(decay), "step": step, "error": error, "num_snapshots": len(used)}
 
 
 def _file_name(std: float) -> str:
-    return f"{_PREFIX}{std}.pt"
+    return f"{snapshot_name(std)}.pt"

@@ -34,6 +34,7 @@ from training.config.experiment import Experiment
 from training.config.run_keys import same_training
 from training.config.validation import parse_json
 from training.console import say
+from training.models.ema import average_name
 
 DIRECTORY = "checkpoints"
 COMPLETE = "complete.json"
@@ -191,7 +192,7 @@ def load_experiment(uri: str) -> Experiment:
 def weights_names(uri: str) -> tuple[str, ...]:
     """Return the names that `load_model_state` accepts: the experiment's averages in its order, then "model"."""
     present = file_names(uri)
-    names = [f"ema_{decay}" for decay in load_experiment(uri).optim.ema_decays] + [MODEL]
+    names = [average_name(decay) for decay in load_experiment(uri).optim.ema_decays] + [MODEL]
     return tuple(name for name in names if f"{name}.pt" in present)
 
 
@@ -228,7 +229,8 @@ class AsyncWriter:
 
     If the store does not take a checkpoint, it is left out and the next one is written: ending the attempt would lose the updates since
     the checkpoint before. A second failure in a row is raised by the next call, as is any other error. At most one checkpoint is being
-    written, so memory contains one copy; a store that is slower than the checkpoint interval slows training down.
+    written, so memory contains one copy. A store that is slower than the checkpoint interval slows one worker down; of several workers, the
+    others wait for rank 0 in a collective, and a wait beyond `collective_timeout_seconds` ends the attempt.
     """
 
     def __init__(
@@ -353,12 +355,12 @@ def _checked(uri: str, name: str) -> Iterator[Path]:
             path = stack.enter_context(storage.open_local(storage.join(uri, name)))
         except storage.ObjectNotFoundError as error:
             raise CheckpointError(f"{storage.join(uri, name)}: is missing, but {COMPLETE} lists it; take an earlier checkpoint") from error
-        if describe(path) != files[name]:
+        if size_and_sha256(path) != files[name]:
             raise CheckpointError(f"{storage.join(uri, name)}: is damaged (size or sha256 differs); take an earlier checkpoint")
         yield path
 
 
-def describe(path: Path) -> dict[str, Any]:
+def size_and_sha256(path: Path) -> dict[str, Any]:
     """Return the size and sha256 of a file, as `complete.json` lists them."""
     with path.open("rb") as file:
         return {"num_bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -380,7 +382,7 @@ def write_file(path: Path, value: Mapping[str, Any] | bytes) -> dict[str, Any]:
                 torch.save(plain(value, path.name, copy=False), path)
     except TypeError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
-    return describe(path)
+    return size_and_sha256(path)
 
 
 def export_file(file_uri: str, name: str, write: Callable[[Path], object]) -> int:

@@ -102,10 +102,11 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
     elif storage.exists(experiment_uri):
         experiment = read_experiment(experiment_uri).override(overrides)
     config_uri, scheduler_uri = _find(folder_uri, CONFIG), _find(folder_uri, SCHEDULER)
-    unet, scheduler = _complete_unet(storage.read_json(config_uri)), _complete_scheduler(storage.read_json(scheduler_uri))
+    unet, scheduler = storage.read_json(config_uri), storage.read_json(scheduler_uri)
     _require_class(config_uri, unet, "UNet2DModel", "no other network can be imported")
     writes_one = f"DDPMScheduler.from_config(pipeline.scheduler.config).save_pretrained('{scheduler_uri.rpartition('/')[0]}') writes one"
     _require_class(scheduler_uri, scheduler, "DDPMScheduler", f"in diffusers, {writes_one} for the same network")
+    unet, scheduler = _complete_unet(config_uri, unet), _complete_scheduler(scheduler_uri, scheduler)
     if experiment is None:
         try:
             experiment = experiment_of(unet, scheduler, folder=folder)
@@ -189,8 +190,7 @@ def unet_config(experiment: Experiment) -> dict[str, Any]:
         "resnet_time_scale_shift": "scale_shift" if model.use_scale_shift_norm else "default",
         "add_attention": True,
         "class_embed_type": None,
-        # With label dropout there is one label more, "none".
-        "num_class_embeds": data.num_classes + (model.label_dropout > 0) if model.class_conditional else None,
+        "num_class_embeds": experiment.num_label_embeddings or None,
     }
 
 
@@ -322,24 +322,59 @@ def _name_in_diffusers(module: str, model: ModelConfig) -> str:
     return f"{place}.{'attentions' if position == '1' else 'resnets'}.{block}.{_IN_BLOCK[rest]}".rstrip(".")
 
 
-def _complete_unet(config: dict[str, Any]) -> dict[str, Any]:
+def _complete_unet(uri: str, config: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of a `UNet2DModel` with what diffusers takes for fields that it leaves open or an older version has not."""
     found = _UNET_DEFAULTS | config
+    _require_kinds(uri, found, "block_out_channels", "down_block_types", "attention_head_dim")
     if found["attn_norm_num_groups"] is None and found["resnet_time_scale_shift"] == "default":
         found["attn_norm_num_groups"] = found.get("norm_num_groups")
-    if found.get("attention_head_dim") == max(found.get("block_out_channels") or (), default=None):  # one head, which None says too
+    if found["attention_head_dim"] == max(found["block_out_channels"]):  # one head, which None says too
         found["attention_head_dim"] = None
     return found
 
 
-def _complete_scheduler(config: dict[str, Any]) -> dict[str, Any]:
+def _complete_scheduler(uri: str, config: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of a `DDPMScheduler` with its betas, which diffusers computes from a schedule's name, and defaults."""
     found = _SCHEDULER_DEFAULTS | config
-    steps, schedule = found.get("num_train_timesteps"), found.get("beta_schedule")
-    if found.get("trained_betas") is None and isinstance(steps, int):
+    _require_kinds(uri, found, "num_train_timesteps", "trained_betas")
+    if found["trained_betas"] is None:
+        _require_kinds(uri, found, "beta_start", "beta_end")
+        steps, schedule = found["num_train_timesteps"], found["beta_schedule"]
         known = _SCHEDULES.get(str(schedule))
         found["trained_betas"] = known(found["beta_start"], found["beta_end"], steps).tolist() if known else f"of {schedule}"
     return found
+
+
+def _require_kinds(uri: str, config: dict[str, Any], *names: str) -> None:
+    """Refuse a configuration in which one of these fields has a value of another kind: they are computed with, all others only compared."""
+    for name in names:
+        is_right, kind = _KINDS[name]
+        if not is_right(config[name]):
+            raise UserError(f"{uri}: {name} is {_shown(config[name])[:200]}, but must be {kind}; correct it, or save the folder again")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return type(value) is int and least <= value <= _MOST
+
+
+_MOST = 1_000_000
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "block_out_channels": (lambda value: isinstance(value, list) and value != [] and all(map(_is_count, value)), "a list of whole numbers"),
+    "down_block_types": (lambda value: isinstance(value, list), "a list of names"),
+    "attention_head_dim": (lambda value: value is None or _is_count(value), "a whole number or null"),
+    "num_train_timesteps": (lambda value: _is_count(value, 2), f"a whole number from 2 to {_MOST:,}"),
+    "trained_betas": (
+        lambda value: value is None or (isinstance(value, list) and value != [] and all(map(_is_number, value))),
+        "a list of numbers or null",
+    ),
+    "beta_start": (_is_number, "a number"),
+    "beta_end": (_is_number, "a number"),
+}
+"""Each field that is computed with: a function that returns True for a value of its kind, and that kind in words."""
 
 
 _UNET_DEFAULTS: dict[str, Any] = {
@@ -372,6 +407,7 @@ _UNET_DEFAULTS: dict[str, Any] = {
 }
 _SCHEDULER_DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 1000,
+    "trained_betas": None,
     "beta_schedule": "linear",
     "beta_start": 0.0001,
     "beta_end": 0.02,

@@ -71,7 +71,7 @@ def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterabl
             raise UserError(f"{file_name}: is not a network of the experiment that it contains: {difference}")
     else:
         experiment = recognise(shapes_of(state), file_name, preset=preset, overrides=overrides)
-    return Imported(experiment=experiment, step=step_of(file_name, experiment) if step is None else step, state=state)
+    return Imported(experiment=experiment, step=step_in_name(file_name, experiment) if step is None else step, state=state)
 
 
 def import_checkpoint(file_uri: str, run_uri: str, *, preset: str | None = None, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -294,7 +294,7 @@ def recognise(shapes: Shapes, file_name: str, *, preset: str | None = None, over
     )
 
 
-def step_of(file_name: str, experiment: Experiment) -> int:
+def step_in_name(file_name: str, experiment: Experiment) -> int:
     """Return the number of updates in a file's name; without one, the experiment's `num_steps`."""
     known = max((name for name in PUBLISHED if name in file_name), key=len, default=None)
     if known is not None:

@@ -1,4 +1,4 @@
-"""The error that every room raises for what a user did wrong, and the message of any error."""
+"""The error that every package raises for what a user did wrong, and the message of any error."""
 
 from __future__ import annotations
 

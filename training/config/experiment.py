@@ -41,6 +41,8 @@ MetricName = Literal[
 ]
 Precision = Literal["fp32", "bf16"]
 _LONGEST_NAME = 200  # a directory's name, which gets up to 55 more characters, has at most 255
+MAX_SEED = 2**32 - 1
+"""The largest seed of an experiment, and of images that a person asks for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -377,6 +379,15 @@ class EvaluationConfig(KnownFieldsOnly):
         require(0 <= self.min_gain < 1, "evaluation.min_gain", f"must be in [0, 1), got {self.min_gain}")
 
 
+def require_seed(seed: int) -> None:
+    """Refuse a seed that no experiment can have. Noise takes a seed modulo 2^64, so two of them could draw the same images.
+
+    Raises:
+        UserError: It is not in 0..`MAX_SEED`.
+    """
+    require(0 <= seed <= MAX_SEED, "seed", f"must be in [0, 2^32), got {seed}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment(KnownFieldsOnly, PlainRecord):
     """The settings of a training and its evaluation: everything that can change a result.
@@ -399,7 +410,7 @@ class Experiment(KnownFieldsOnly, PlainRecord):
         require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name)), "name", f"{self.name!r} is not a name like 'my-experiment'")
         require(len(self.name) <= _LONGEST_NAME, "name", f"must have at most {_LONGEST_NAME} characters, got {len(self.name)}")
         self._require_model_fits_data()
-        require(0 <= self.seed < 2**32, "seed", f"must be in [0, 2^32), got {self.seed}")
+        require_seed(self.seed)
         self._require_sampling_fits_model()
         require(
             self.evaluation.likelihood_steps <= self.diffusion.num_timesteps,
@@ -471,7 +482,8 @@ class Experiment(KnownFieldsOnly, PlainRecord):
     def require_guide(self) -> None:
         """Raise UserError unless training will store the checkpoint that guides the final evaluation, before its last one.
 
-        Only a new training is checked: a run that was interrupted has checkpoints of other steps too, and they can guide.
+        A training is checked each time it starts. An evaluation isn't: the run may have been interrupted, and the checkpoints of other
+        steps that it then has can guide too.
         """
         guide, interval = self.evaluation.sampling.guidance_step, self.optim.checkpoint_interval
         require(
@@ -510,6 +522,11 @@ class Experiment(KnownFieldsOnly, PlainRecord):
         sizes = list(self.model.attention_resolutions)
         once = list(dict.fromkeys(sizes))
         require(sizes == once, "model.attention_resolutions", f"{sizes} names a size twice, which changes no network; write {once}")
+
+    @property
+    def num_label_embeddings(self) -> int:
+        """Number of labels that the network knows: with label dropout one more than the data's, "none"; 0 for a model without labels."""
+        return self.data.num_classes + (self.model.label_dropout > 0) if self.model.class_conditional else 0
 
     @property
     def out_channels(self) -> int:
@@ -569,8 +586,8 @@ class Resources(KnownFieldsOnly, PlainRecord):
         num_gpus_per_worker: GPUs of each process: 1, or 0 to train on the CPU.
         microbatch_size: Images that a worker passes through the network at once; their gradients are added up. 0 takes all of a
             worker's part of the batch on a CPU, and on a GPU the largest part of it that fits into memory, found by trial.
-        precision: Numbers inside the network: "fp32", or "bf16" for autocast (the weights stay float32). A processor that is
-            slower in bf16 refuses it.
+        precision: Numbers inside the network: "fp32", or "bf16" for autocast (the weights stay float32). No training begins in bf16 on a
+            processor that is clearly slower in it.
         compile: Pass the network through torch.compile; the first step takes minutes longer, the others are faster.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more computation.
         num_threads: CPU threads of each worker; 0 divides the cores of the machine, or of the container, evenly.

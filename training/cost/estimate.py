@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.config.errors import UserError
-from training.config.experiment import Experiment, SamplingConfig
+from training.config.experiment import EvaluationConfig, Experiment, SamplingConfig
 from training.config.spacing import count_timesteps, likelihood_spacing
 from training.cost.accelerators import CARDS, Card, card_named, speed_on
 from training.cost.peak import fake_network, scoring_bytes, training_bytes
@@ -199,14 +199,17 @@ def count_forward_passes(experiment: Experiment) -> dict[str, int]:
     if evaluation.likelihood_num_images is not None:
         images = min(images or evaluation.likelihood_num_images, evaluation.likelihood_num_images)
     if images is not None:
-        evaluations = {
-            "full": num_timesteps,
-            "spaced": len(likelihood_spacing(num_timesteps, evaluation.likelihood_steps)),
-            "stratified": evaluation.likelihood_steps,
-            "learned": evaluation.likelihood_steps,
-        }
-        counts["likelihood"] = images * evaluations[evaluation.likelihood_form]
+        counts["likelihood"] = images * likelihood_passes(evaluation, num_timesteps)
     return counts
+
+
+def likelihood_passes(evaluation: EvaluationConfig, num_timesteps: int) -> int:
+    """Return the network evaluations of one image for its likelihood, by the form that the experiment reports."""
+    if evaluation.likelihood_form == "full":
+        return num_timesteps
+    if evaluation.likelihood_form == "spaced":
+        return len(likelihood_spacing(num_timesteps, evaluation.likelihood_steps))
+    return evaluation.likelihood_steps
 
 
 def count_macs(experiment: Experiment) -> dict[str, int]:

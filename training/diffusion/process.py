@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from training.config.experiment import DiffusionConfig
-from training.diffusion.schedules import beta_schedule
+from training.diffusion.schedules import alpha_bars
 from training.shapes import Float, Float64, Int64
 
 # A network: (x_t, timesteps as `GaussianProcess.model_timesteps` gives them, **conditioning) -> its output channels.
@@ -69,7 +69,7 @@ class GaussianProcess:
     @cached_property
     def schedule_alpha_bars(self) -> Float64[Tensor, " all_timesteps"]:
         """alpha_bar at all T timesteps of the schedule."""
-        return (1.0 - beta_schedule(self.config.schedule, self.config.num_timesteps)).cumprod(0)
+        return alpha_bars(self.config.schedule, self.config.num_timesteps)
 
     @cached_property
     def alpha_bars_prev(self) -> Float64[Tensor, " timesteps"]:
@@ -290,15 +290,16 @@ def make_process(
         x_0_errors: See `GaussianProcess`.
 
     Raises:
-        ValueError: There are no timesteps, they do not increase, or one is not of this chain.
+        ValueError: There are no timesteps, they do not increase, one is not of this chain, or their number is not that of the errors.
     """
     kept = tuple(range(config.num_timesteps)) if timesteps is None else tuple(timesteps)
     if not kept or kept[0] < 0 or kept[-1] >= config.num_timesteps or any(a >= b for a, b in itertools.pairwise(kept)):
         raise ValueError(
             f"kept timesteps must increase within 0..{config.num_timesteps - 1}, got {list(kept[:8])}{'...' if kept[8:] else ''}"
         )
-    alpha_bars = (1.0 - beta_schedule(config.schedule, config.num_timesteps)).cumprod(0)
-    return GaussianProcess(config, kept, alpha_bars[list(kept)], x_0_errors)
+    if x_0_errors is not None and len(x_0_errors) != len(kept):
+        raise ValueError(f"there are {len(x_0_errors)} errors of x_0 for {len(kept)} kept timesteps")
+    return GaussianProcess(config, kept, alpha_bars(config.schedule, config.num_timesteps)[list(kept)], x_0_errors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,11 @@ def beta_schedule(name: Schedule, num_timesteps: int) -> Float64[Tensor, " times
     raise ValueError(f"there is no schedule {name!r}; use 'linear' or 'cosine'")
 
 
+def alpha_bars(name: Schedule, num_timesteps: int) -> Float64[Tensor, " timesteps"]:
+    """Return alpha_bar_t at all T timesteps of the schedule of that name; raises as `beta_schedule`."""
+    return (1.0 - beta_schedule(name, num_timesteps)).cumprod(0)
+
+
 def linear_betas(num_timesteps: int) -> Float64[Tensor, " timesteps"]:
     """Return beta from 10^-4 to 0.02, times 1000/T, so that alpha_bar has the same shape for every T.
 

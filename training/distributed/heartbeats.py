@@ -58,9 +58,14 @@ class Heartbeats:
         atexit.register(self.end)
 
     def beat(self, step: int, *, waiting: bool) -> None:
-        """Publish this rank's progress; takes tens of microseconds. `waiting` is True once it waits for the other ranks."""
+        """Publish this rank's progress; takes tens of microseconds. `waiting` is True while it waits for the other ranks."""
         self._progress = 2 * step + waiting, time.monotonic()
         self._write("progress", self._progress[0])
+
+    def waited_seconds(self) -> float:
+        """Return the seconds for which this rank has waited for the others; 0 while it is at work."""
+        progress, since = self._progress or (0, 0.0)
+        return time.monotonic() - since if progress % 2 else 0.0
 
     def end(self) -> None:
         """Stop the threads and wait for their end."""
@@ -78,11 +83,14 @@ class Heartbeats:
             progress = self._read("progress")
         except RuntimeError:
             return "rank 0 does not answer"
-        behind = silent or [rank for rank, value in enumerate(progress) if value < max(progress)]
+        latest = max(progress)
+        behind = silent or [rank for rank, value in enumerate(progress) if value < latest]
+        if not behind and latest % 2:
+            return f"all ranks wait for each other {_place(latest)}; the network between them is the likely cause"
         if not behind:
-            return f"all ranks wait for each other in step {max(progress) // 2:,}; the network between them is the likely cause"
-        state = "stands still" if silent else "did not finish its shard"
-        return ", ".join(f"rank {rank} {state} in step {progress[rank] // 2:,}" for rank in behind)
+            return f"no rank waits for another: all are at work {_place(latest)}"
+        state = "stands still" if silent else "is behind,"
+        return ", ".join(f"rank {rank} {state} {_place(progress[rank])}" for rank in behind)
 
     def _start(self, target: Callable[[], None]) -> None:
         thread = threading.Thread(target=target, name="iddpm-pulse", daemon=True)
@@ -96,7 +104,8 @@ class Heartbeats:
             count += 1
             self._write("pulse", count)
             progress, since = self._progress or (-1, 0.0)
-            if self._alarm_seconds is not None and progress > reported and time.monotonic() - since > self._alarm_seconds:
+            is_new = progress >= 0 and progress != reported  # before the first step a rank restores a checkpoint, for minutes
+            if self._alarm_seconds is not None and is_new and time.monotonic() - since > self._alarm_seconds:
                 reported = progress
                 self._start(functools.partial(self._report, self._alarm_seconds))  # in a thread, so that the pulse continues
 
@@ -111,3 +120,7 @@ class Heartbeats:
 
     def _read(self, key: str) -> list[int]:
         return [int(self._store.get(f"{key}/{rank}")) for rank in range(self._world_size)]
+
+
+def _place(progress: int) -> str:
+    return f"in step {progress // 2:,}" if progress >= 0 else "before its first step"

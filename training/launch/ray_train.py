@@ -41,6 +41,7 @@ _SCORE_GPU_SHARE = 0.05
 It is small, as Ray counts the workers that fit a node by dividing all its GPUs: 3 // 0.75 would be 4 workers; by 0.95 it is right up to 18.
 """
 _CONTROL_SECONDS = 10.0
+_STOP_ANSWER_SECONDS = 1.0
 
 
 @ray.remote(num_cpus=0)
@@ -273,8 +274,8 @@ def _worker(config: dict[str, Any]) -> Outcome:
     with worker_log_stored(job.run_uri, context.get_world_rank()):
         drivers_node_id = ray.get(_control_of(job).node_id.remote())
         try:
-            device = set_up_device(job, num_local_workers=context.get_local_world_size(), scores_elsewhere=True)
             rank, world_size = context.get_world_rank(), context.get_world_size()
+            device = set_up_device(job, rank=rank, num_local_workers=context.get_local_world_size(), scores_elsewhere=True)
             return train_worker(job, _control(job, world_size), device=device, rank=rank, world_size=world_size)
         finally:
             if context.get_local_rank() == 0 and ray.get_runtime_context().get_node_id() != drivers_node_id:
@@ -289,9 +290,15 @@ def _control(job: Job, world_size: int) -> Control:
         future: Future[Mapping[str, Any]] = _score.options(num_gpus=gpu_share).remote(scorer, checkpoint_uri).future()
         return future
 
+    def is_stop_requested() -> bool:
+        try:
+            return bool(ray.get(actor.is_stop_requested.remote(), timeout=_STOP_ANSWER_SECONDS))
+        except ray.exceptions.GetTimeoutError:  # the other ranks wait for this one, and it asks again soon
+            return False
+
     return Control(
         begin=lambda: ray.get(actor.begin.remote()),
-        is_stop_requested=lambda: bool(ray.get(actor.is_stop_requested.remote())),
+        is_stop_requested=is_stop_requested,
         submit_score=submit_score,
         scoring_obstacle=lambda: scoring_obstacle(world_size),
     )

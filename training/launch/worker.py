@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from training import storage
 from training.checkpoints import checkpoint
+from training.checkpoints.experiment_file import WRONG_VERSION
 from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.run_keys import training_fields
@@ -57,16 +58,14 @@ def train_worker(job: Job, control: Control, *, device: torch.device, rank: int 
     """Train as one of the workers of a run, from its latest checkpoint to the end."""
     # Staging may take hours. The ranks wait for the slowest in this group, because the time-out of the loop's collectives is short.
     ready = dist.new_group(backend="gloo", timeout=_SET_UP_TIMEOUT) if world_size > 1 else None
-    loader = storage.retry(
-        lambda: Loader(
-            storage.join(job.data_uri, "train"),
-            seed=job.experiment.seed,
-            global_batch_size=job.experiment.optim.global_batch_size,
-            cache_dir=job.resources.cache_dir or None,
-            disk_budget_bytes=job.experiment.data.disk_budget_bytes or None,
-            device=device if job.resources.resident_data else None,
-            retry_seconds=job.retry_seconds,
-        )
+    loader = Loader(
+        storage.join(job.data_uri, "train"),
+        seed=job.experiment.seed,
+        global_batch_size=job.experiment.optim.global_batch_size,
+        cache_dir=job.resources.cache_dir or None,
+        disk_budget_bytes=job.experiment.data.disk_budget_bytes or None,
+        device=device if job.resources.resident_data else None,
+        retry_seconds=job.retry_seconds,
     )
     rank_zero = _rank_zero_hooks(job, world_size, control) if rank == 0 else None
     hooks = rank_zero.hooks() if rank_zero is not None else Hooks()
@@ -89,6 +88,7 @@ def train_worker(job: Job, control: Control, *, device: torch.device, rank: int 
             outcome = rank_zero.finish(outcome)
         return outcome
     finally:
+        loader.close()
         if rank_zero is not None:
             rank_zero.close()
 
@@ -116,16 +116,21 @@ def _rank_zero_hooks(job: Job, world_size: int, control: Control) -> RankZeroHoo
     )
 
 
-def set_up_device(job: Job, *, num_local_workers: int = 1, scores_elsewhere: bool) -> torch.device:
+def set_up_device(job: Job, *, rank: int = 0, num_local_workers: int = 1, scores_elsewhere: bool) -> torch.device:
     """Set this process's threads, and return its device.
 
     Args:
+        rank: The processor of rank 0 is timed where that decides whether a training may begin, so that the workers agree.
         num_local_workers: Workers on this machine, which share its cores.
         scores_elsewhere: Another process takes the scores, on the same GPU where there is one.
+
+    Raises:
+        UserError: Rank 0's processor is too slow for the precision; see `require_fast`.
     """
     torch.set_num_threads(job.resources.num_threads or max(1, available_cores() // num_local_workers))
     if not job.resources.num_gpus_per_worker:
-        require_fast(job.resources.precision, "cpu")
+        if rank == 0:
+            _require_fast_processor(job)
         return torch.device("cpu")
     device = torch.device("cuda", torch.cuda.current_device())
     use_fast_kernels()
@@ -133,6 +138,12 @@ def set_up_device(job: Job, *, num_local_workers: int = 1, scores_elsewhere: boo
         # Scores need a part. A microbatch that is found by trial would fill the memory, and one that was set may, late in the training.
         torch.cuda.set_per_process_memory_fraction(1 - SCORE_MEMORY_SHARE, device)
     return device
+
+
+def _require_fast_processor(job: Job) -> None:
+    """Time the processor before the run's first checkpoint: no two timings are equal, and one must not end a training that has begun."""
+    if job.resources.precision != "fp32" and storage.retry(lambda: checkpoint.latest(job.run_uri)) is None:
+        require_fast(job.resources.precision, "cpu")
 
 
 def require_possible(job: Job, *, trains_here: bool, num_gpus: int | None = None) -> None:
@@ -143,6 +154,7 @@ def require_possible(job: Job, *, trains_here: bool, num_gpus: int | None = None
         num_gpus: GPUs that they can have; None where that is not known.
 
     Raises:
+        UserError: The experiment's guide would not be stored, or this processor is too slow for the precision.
         TrainingError: The settings don't fit one another or the machine, or the run's checkpoints are of another experiment.
     """
     resources, experiment = job.resources, job.experiment
@@ -150,7 +162,7 @@ def require_possible(job: Job, *, trains_here: bool, num_gpus: int | None = None
     experiment.require_guide()
     fewest = resources.min_workers or resources.num_workers
     if not resources.num_gpus_per_worker and trains_here:
-        require_fast(resources.precision, "cpu")
+        _require_fast_processor(job)
     if resources.num_gpus_per_worker and num_gpus is not None and num_gpus < fewest:
         raise TrainingError(
             f"resources.num_gpus_per_worker is 1 for at least {fewest} workers, but this machine shows {num_gpus} GPUs; "
@@ -171,11 +183,15 @@ def require_possible(job: Job, *, trains_here: bool, num_gpus: int | None = None
 
 
 def _require_same(experiment: Experiment, uri: str) -> None:
-    """Refuse to resume another experiment's checkpoint. A damaged one passes: rank 0 removes it (`checkpoint.clean`)."""
+    """Refuse to resume the checkpoint of another experiment or version. A damaged one passes: rank 0 removes it (`checkpoint.clean`)."""
     try:
-        found = Experiment.from_json(storage.retry(lambda: checkpoint.load_bytes(uri, checkpoint.EXPERIMENT)))
-    except (checkpoint.CheckpointError, UserError):
+        stored = storage.retry(lambda: checkpoint.load_bytes(uri, checkpoint.EXPERIMENT))
+    except checkpoint.CheckpointError:
         return
+    try:
+        found = Experiment.from_json(stored)
+    except UserError as error:  # its bytes are those that were written, so that nothing would remove it
+        raise TrainingError(f"{storage.join(uri, checkpoint.EXPERIMENT)}: {error}; {WRONG_VERSION}") from error
     theirs, ours = flatten(training_fields(found)), flatten(training_fields(experiment))
     different = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
     if different:

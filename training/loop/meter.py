@@ -31,6 +31,7 @@ class Meter:
         # The same on every rank.
         self.norm_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.skipped = torch.zeros((), device=self.device)
+        self.longest = self.consecutive.clone()  # a run of skipped updates may go on from before the last call
         self.updates = 0
         self.seconds_before = 0.0
 
@@ -64,6 +65,7 @@ class Meter:
         self.norm_sum.fill_(state["norm_sum"])
         self.skipped.fill_(state["skipped"])
         self.consecutive.fill_(state["consecutive"])
+        self.longest.fill_(state["consecutive"])  # a run of skips that ended before the interruption is forgotten
         self.updates = state["updates"]
         self.seconds_before = state["seconds"]
 
@@ -88,6 +90,7 @@ class Meter:
         self.norm_sum += torch.where(found_inf > 0, torch.zeros_like(norm), norm).double()
         self.skipped += found_inf
         self.consecutive = (self.consecutive + 1) * found_inf
+        self.longest = torch.maximum(self.longest, self.consecutive)
 
     def reduce(self, world_size: int) -> dict[str, float]:
         """Return the means since the last call; the one place where the host waits for the device.
@@ -105,6 +108,7 @@ class Meter:
             "grad_norm": float(self.norm_sum) / used,
             "skipped": float(self.skipped),
             "consecutive_skips": float(self.consecutive),
+            "longest_skips": float(self.longest),
             "updates": float(self.updates),
             "seconds": self.seconds_before + time.perf_counter() - self.clock,
         }

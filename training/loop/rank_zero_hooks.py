@@ -6,9 +6,11 @@ outage of the store.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import queue
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -152,9 +154,23 @@ class RankZeroHooks:
         return outcome
 
     def close(self) -> None:
-        """End the threads and send the rest to MLflow."""
-        self._writer.close()
-        self._background.shutdown()
+        """End the threads and send the rest to MLflow, each of them also where another fails.
+
+        Raises:
+            Exception: The last checkpoint could not be written. While another exception ends training, it is only printed.
+        """
+        is_failing = sys.exception() is not None
+        with contextlib.ExitStack() as ends:  # the last one is called first
+            ends.callback(self._close_tracked)
+            ends.callback(self._background.shutdown)
+            try:
+                self._writer.close()
+            except Exception as error:
+                if not is_failing:
+                    raise
+                say(f"the last checkpoint is not stored: {lines_of(error)[-1]}")
+
+    def _close_tracked(self) -> None:
         if self._tracked is None:
             return
         try:
@@ -237,10 +253,12 @@ class RankZeroHooks:
     def _collect_scores(self) -> None:
         for step in sorted(step for step, future in self._pending.items() if future.done()):
             try:
-                self._add_score(step, self._pending.pop(step).result())
+                score = self._pending.pop(step).result()
             except Exception as error:  # a failed score must not end training; the result lists the missing ones
                 say(f"the score of step {step} failed: {memory_shortage(error) or lines_of(error)[-1]}")
                 self._add_failure(step)
+            else:
+                self._add_score(step, score)
         self._remove_unwanted()
 
     def _add_failure(self, step: int) -> None:
@@ -261,9 +279,12 @@ class RankZeroHooks:
         self._failures_in_a_row = 0
         self._scores[step] = score
         self._scored_steps = {*self._scored_steps, step}
-        metrics = self._log_score(score)
-        say(f"scored step {step}: " + ", ".join(f"{name.rpartition('/')[2]} {value:.3f}" for name, value in metrics.items()))
-        self._log_image(score)
+        try:
+            metrics = self._log_score(score)
+            say(f"scored step {step}: " + ", ".join(f"{name.rpartition('/')[2]} {value:.3f}" for name, value in metrics.items()))
+            self._log_image(score)
+        except Exception as error:  # the score counts all the same, and training goes on
+            say(f"the score of step {step} is stored, but was not logged: {lines_of(error)[-1]}")
 
     def _log_score(self, score: Score) -> Mapping[str, float]:
         metrics = self._job.scorer.metrics(score) if self._job.scorer is not None else {}

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from training.config.experiment import Experiment, Resources
 from training.diffusion.timesteps import make_timestep_sampler
-from training.models.ema import EMA, PowerEMA
-from training.models.unet import make_model
+from training.models.ema import EMA, PowerEMA, average_name, snapshot_name
+from training.models.unet import initial_model
 
 
 def learning_rate_at(step: int, learning_rate: float, lr_anneal_steps: int) -> float:
@@ -26,10 +26,8 @@ class TrainState:
 
     def __init__(self, experiment: Experiment, resources: Resources, device: torch.device) -> None:
         optim = experiment.optim
-        # Every rank builds the same initial weights, from the seed; nothing is broadcast.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(experiment.seed)
-            self.model = make_model(experiment, gradient_checkpointing=resources.gradient_checkpointing)
+        # Every rank builds the same weights, from the seed; nothing is broadcast.
+        self.model = initial_model(experiment, gradient_checkpointing=resources.gradient_checkpointing)
         self.model.to(device).train()
         if resources.compile and device.type == "cuda":
             # Faster only with compile: eager CUDA GroupNorm returns NCHW.
@@ -71,10 +69,10 @@ class TrainState:
             "timestep_sampler.pt": self.timestep_sampler.state_dict(),
         }
         for decay in self.ema_decays:
-            files[f"ema_{decay}.pt"] = self.ema.state_dict(decay)
+            files[f"{average_name(decay)}.pt"] = self.ema.state_dict(decay)
         if self.power_ema is not None:
             for std in self.ema_snapshot_stds:
-                files[f"power_ema_{std}.pt"] = self.power_ema.state_dict(std)
+                files[f"{snapshot_name(std)}.pt"] = self.power_ema.state_dict(std)
         return files
 
     def restore(self, read: Callable[[str], Any]) -> None:
@@ -87,7 +85,7 @@ class TrainState:
                 state[name] = torch.empty_like(parameter).copy_(state[name])
         self.timestep_sampler.load_state_dict(read("timestep_sampler.pt"))
         for decay in self.ema_decays:
-            self.ema.load_state_dict(decay, read(f"ema_{decay}.pt"))
+            self.ema.load_state_dict(decay, read(f"{average_name(decay)}.pt"))
         if self.power_ema is not None:
             for std in self.ema_snapshot_stds:
-                self.power_ema.load_state_dict(std, read(f"power_ema_{std}.pt"))
+                self.power_ema.load_state_dict(std, read(f"{snapshot_name(std)}.pt"))

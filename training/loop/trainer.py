@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from training.config.experiment import Experiment, Resources
+from training.console import say
 from training.diffusion.losses import training_losses
 from training.diffusion.noise import Stream, keyed_normal, keyed_uniform
 from training.diffusion.pixels import Batch, to_model_range
@@ -31,6 +32,8 @@ from training.models.layers import make_low_res
 
 MAX_CONSECUTIVE_SKIPS = 10
 MAX_UPDATES_BETWEEN_LOGS = 50
+_SHARE_OF_TIMEOUT = 0.5
+"""Part of a collective's time-out that a rank has waited when an error of the network means that another rank hangs."""
 
 
 def is_log_boundary(step: int, checkpoint_interval: int) -> bool:
@@ -82,6 +85,7 @@ class Trainer:
         self.rollbacks = 0
         self.skipped_total = 0
         self._skipping = False  # True: the latest updates were skipped. Training may be diverging, so no checkpoint is due
+        self._postponed: int | None = None  # the step whose checkpoint was due while updates were skipped
 
         self.state = TrainState(experiment, resources, self.device)
         self.process = make_process(experiment.diffusion)
@@ -118,8 +122,9 @@ class Trainer:
         """Train to the experiment's last step, or to `num_steps` updates in all.
 
         Raises:
-            DivergedError: `MAX_CONSECUTIVE_SKIPS` updates in a row had a gradient that is not finite.
-            TrainingError: Another rank does not answer; the message names it.
+            DivergedError: `MAX_CONSECUTIVE_SKIPS` updates in a row had a gradient that is not finite; raised at the next log boundary.
+            TrainingError: Another rank did not answer until a collective's time-out; the message names it.
+            RuntimeError: The network between the ranks failed in another way.
         """
         try:
             return self._train(num_steps)
@@ -128,30 +133,33 @@ class Trainer:
             hung = isinstance(error, dist.DistBackendError) or re.search("timed out|timeout", str(error), re.IGNORECASE)
             if self._heartbeats is None or isinstance(error, TrainingError) or not hung:
                 raise
+            waited = self._heartbeats.waited_seconds()
+            if waited < _SHARE_OF_TIMEOUT * self.resources.collective_timeout_seconds:  # such as a connection that was reset
+                raise
             raise TrainingError(
-                f"{self._heartbeats.describe_stragglers()}; rank {self.rank} waited {self.resources.collective_timeout_seconds} s. "
+                f"{self._heartbeats.describe_stragglers()}; rank {self.rank} waited {waited:.0f} s. "
                 "See that worker's machine; training resumes from the latest checkpoint"
             ) from error
 
     def _train(self, num_steps: int | None) -> Outcome:
-        last = min(num_steps or self.experiment.optim.num_steps, self.experiment.optim.num_steps)
-        interval = self.experiment.optim.checkpoint_interval
+        optim = self.experiment.optim
+        last = optim.num_steps if num_steps is None else min(num_steps, optim.num_steps)
         # A run that stopped early may have been lost before its result was written: it does not train on.
         reason = self._reason_to_stop() if 0 < self.step < last else None
         if reason is not None:
             return Outcome(step=self.step, stop_reason=reason)
         self._meter.restart_clock()
-        bounds = shard_bounds(self.experiment.optim.global_batch_size, self.rank, self.world_size)
+        bounds = shard_bounds(optim.global_batch_size, self.rank, self.world_size)
         batches = self.batches.batches(self.step, last - self.step, *bounds, pin_memory=self.device.type == "cuda")
+        self._beat(waiting=False)
         with contextlib.closing(batches) as stream:  # type: ignore[type-var]
             for batch in stream:
-                self._beat(waiting=False)
                 self._update(batch)
                 self.step += 1
-                is_boundary = is_log_boundary(self.step, interval) or self.step == last
+                self._beat(waiting=False)
+                is_boundary = is_log_boundary(self.step, optim.checkpoint_interval) or self.step == last
                 reason = self._log() if is_boundary else self._interruption()
-                is_due = self.step % interval == 0 and not self._skipping
-                if is_due or self.step == last or reason is not None:
+                if self.step == last or reason is not None or (is_boundary and self._is_checkpoint_due()):
                     self._save()
                 if reason is not None:
                     break
@@ -171,14 +179,18 @@ class Trainer:
         size = self._microbatch_size
         drawn: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(images), size):
-            part = slice(start, start + size)
-            with self._network.no_sync() if start + size < len(images) else contextlib.nullcontext():
-                drawn.append(self._backward(images[part], labels[part] if labels is not None else None, indices[part]))
+            part, is_last = slice(start, start + size), start + size >= len(images)
+            with contextlib.nullcontext() if is_last else self._network.no_sync():
+                drawn.append(self._backward(images[part], labels[part] if labels is not None else None, indices[part], waits=is_last))
         self._apply_gradient()
         self._observe_timesteps(drawn)
 
-    def _backward(self, images: Tensor, labels: Tensor | None, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the gradient of a part of the global batch; return (t, unweighted loss) of its images."""
+    def _backward(self, images: Tensor, labels: Tensor | None, indices: Tensor, *, waits: bool) -> tuple[Tensor, Tensor]:
+        """Add the gradient of a part of the global batch; return (t, unweighted loss) of its images.
+
+        Args:
+            waits: DDP waits for the other ranks within the backward pass, and averages their gradients.
+        """
         optim, seed = self.experiment.optim, self._draw_seed()
         x_0 = to_model_range(images)
         if self.experiment.data.random_flip:
@@ -189,7 +201,8 @@ class Trainer:
         terms = training_losses(self.process, self._network, x_0, t, eps, self._conditioning(x_0, labels, indices, seed))
         # DDP averages over ranks, so each rank's part of the mean over the global batch is multiplied by their number.
         loss = (terms.loss * weights).sum() * (self.world_size / optim.global_batch_size)
-        self._beat(waiting=True)  # DDP waits for the other ranks within the backward pass
+        if waits:
+            self._beat(waiting=True)  # to the end of the update, in which the sampler of t may wait once more
         loss.backward()  # type: ignore[no-untyped-call]
         self._meter.add_losses(t, weights, terms, self.process.num_timesteps)
         return t, terms.loss.detach()
@@ -199,7 +212,7 @@ class Trainer:
 
         def attempt(size: int) -> None:
             with self._network.no_sync():
-                self._backward(images[:size], labels[:size] if labels is not None else None, indices[:size])
+                self._backward(images[:size], labels[:size] if labels is not None else None, indices[:size], waits=False)
 
         meter, self._meter = self._meter, Meter(self.device)
         # Adam's moments are allocated at the first update; their memory must stay free.
@@ -256,12 +269,12 @@ class Trainer:
 
     def _log(self) -> str | None:
         """Log the mean metrics of all ranks; return the reason to stop, the same on every rank, or None."""
-        metrics = self._meter.reduce(self.world_size)
+        with self._waiting():
+            metrics = self._meter.reduce(self.world_size)
         skipped = int(metrics.pop("skipped"))
         self.skipped_total += skipped
-        consecutive = metrics.pop("consecutive_skips")
-        self._skipping = consecutive > 0
-        if consecutive >= MAX_CONSECUTIVE_SKIPS:
+        self._skipping = metrics.pop("consecutive_skips") > 0
+        if metrics.pop("longest_skips") >= MAX_CONSECUTIVE_SKIPS:
             raise DivergedError(
                 f"the gradient was not finite for {MAX_CONSECUTIVE_SKIPS} updates in a row before step {self.step}; "
                 f"try a lower optim.learning_rate or optim.grad_clip_norm=1"
@@ -282,7 +295,8 @@ class Trainer:
         if self.rank == 0:
             reason = self.hooks.should_stop(self.step)
             self._meter.restart_clock()  # a single process may have taken a score meanwhile
-        agreed: str | None = broadcast_object(reason, self.world_size)
+        with self._waiting():
+            agreed: str | None = broadcast_object(reason, self.world_size)
         return agreed
 
     def _interruption(self) -> str | None:
@@ -290,13 +304,43 @@ class Trainer:
         reason = self.hooks.interruption() if self.rank == 0 else None
         if self._stop_flag is None:
             return reason
-        if not self._stop_flag.exchange(reason is not None):
-            return None
-        agreed: str | None = broadcast_object(reason, self.world_size)
+        with self._waiting():
+            if not self._stop_flag.exchange(reason is not None):
+                return None
+            agreed: str | None = broadcast_object(reason, self.world_size)
         return agreed
 
+    def _is_checkpoint_due(self) -> bool:
+        """Return whether this log boundary has a checkpoint, the same on every rank.
+
+        A checkpoint that is due while updates are skipped is saved at the first boundary after a good one. That is a step of its own,
+        which has no score and no snapshot. The one that guides the final evaluation can't wait, as it is found by its step; if training
+        diverges, `rollback` passes it over, because its state says that updates were skipped.
+        """
+        optim, guide = self.experiment.optim, self.experiment.evaluation.sampling.guidance_step
+        if self.step % optim.checkpoint_interval:
+            if self._postponed is None or self._skipping:
+                return False
+            self._tell(f"the checkpoint that was due at step {self._postponed:,} is saved now, at step {self.step:,}, without a score")
+            return True
+        if not self._skipping:
+            return True
+        reason = "the latest updates were skipped, as their gradients were not finite"
+        if self.step == guide:
+            self._tell(f"{reason}; the checkpoint of step {self.step:,} is saved all the same, because it guides the final evaluation")
+            return True
+        self._postponed = self.step
+        self._tell(
+            f"{reason}; step {self.step:,} has no checkpoint and no score, and one is saved after the next update that is not skipped"
+        )
+        return False
+
     def _save(self) -> None:
-        unlogged = self._meter.state(self.world_size) if self._meter.updates or self._skipping else None
+        self._postponed = None
+        unlogged = None
+        if self._meter.updates or self._skipping:
+            with self._waiting():
+                unlogged = self._meter.state(self.world_size)
         if self.rank == 0:
             files = self.checkpoint_files()
             if unlogged is not None:
@@ -307,6 +351,17 @@ class Trainer:
         """End the heartbeats; training is over."""
         if self._heartbeats is not None:
             self._heartbeats.end()
+
+    def _tell(self, message: str) -> None:
+        if self.rank == 0:
+            say(message)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Publish that this rank waits for the others inside the block; after an error it still says so, for `train` to read."""
+        self._beat(waiting=True)
+        yield
+        self._beat(waiting=False)
 
     def _beat(self, *, waiting: bool) -> None:
         if self._heartbeats is not None:

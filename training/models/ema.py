@@ -13,6 +13,18 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+SNAPSHOT_PREFIX = "power_ema_"
+
+
+def average_name(decay: float) -> str:
+    """Return the name of an exponential average in a checkpoint: "ema_0.9999"."""
+    return f"ema_{decay}"
+
+
+def snapshot_name(std: float) -> str:
+    """Return the name of a power-function average in a checkpoint: "power_ema_0.05"."""
+    return f"{SNAPSHOT_PREFIX}{std}"
+
 
 def power_exponent(std: float) -> float:
     """Return the exponent gamma >= 0 of the power-function average with relative standard deviation `std`.

@@ -35,10 +35,20 @@ def make_model(experiment: Experiment, *, gradient_checkpointing: bool = False) 
         image_size=experiment.data.image_size,
         image_channels=experiment.data.image_channels,
         out_channels=experiment.out_channels,
-        # With label dropout there is one label more, "none".
-        num_classes=experiment.data.num_classes + (experiment.model.label_dropout > 0) if experiment.model.class_conditional else 0,
+        num_classes=experiment.num_label_embeddings,
         gradient_checkpointing=gradient_checkpointing,
     )
+
+
+def initial_model(experiment: Experiment, *, gradient_checkpointing: bool = False) -> UNet:
+    """Return the network before its first update, whose weights follow from the experiment's seed; torch's generator stays as it is.
+
+    Args:
+        gradient_checkpointing: See `make_model`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        return make_model(experiment, gradient_checkpointing=gradient_checkpointing)
 
 
 def example_inputs(experiment: Experiment, batch_size: int) -> dict[str, Tensor]:

@@ -160,8 +160,10 @@ def delete(uri: str) -> None:
 
 
 def delete_prefix(uri: str) -> int:
+    if uri in ("", "file://", "file://localhost"):  # as a path it is the working directory, which an empty value hardly means
+        raise StorageError(f"{uri!r}: names no directory; name the one to delete")
     root = local_path(uri).absolute()
-    if root == Path(root.anchor):
+    if Path(os.path.realpath(root)) == Path(root.anchor):
         raise StorageError(f"{uri}: is the root of the disk; name a directory below it")
     with explain_disk_errors(uri):
         count = sum(1 for _ in _files_below(root))

@@ -26,7 +26,15 @@ class StorageError(OSError):
 
 
 class ObjectNotFoundError(StorageError):
-    """Nothing is stored under that name (the bucket itself exists)."""
+    """Nothing is stored under that name (the bucket itself exists).
+
+    Attributes:
+        uri: The name, or both names of a copy; empty if unknown.
+    """
+
+    def __init__(self, message: str, *, uri: str = "") -> None:
+        super().__init__(message)
+        self.uri = uri
 
 
 class MissingKeyError(StorageError, KeyError):
@@ -44,11 +52,12 @@ def explain_disk_errors(subject: str) -> Iterator[None]:
         raise _explain(subject, error) from error
 
 
-def _explain(subject: str, error: OSError) -> StorageError:
+def _explain(uri: str, error: OSError) -> StorageError:
+    subject = uri
     if error.filename and str(error.filename) not in subject:
         subject += f" ({error.filename})"
     if error.errno == errno.ENOENT:
-        return ObjectNotFoundError(f"{subject}: there is no such file")
+        return ObjectNotFoundError(f"{subject}: there is no such file", uri=uri)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         detail = "" if error.strerror == os.strerror(error.errno) else f" ({error.strerror})"
         return StorageError(f"{subject}: the disk is full{detail}; free some space, or name a directory on another disk")

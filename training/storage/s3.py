@@ -62,7 +62,9 @@ _OTHER_REMEDIES = {
     "InvalidObjectState": "restore the object from the archive first",
 }
 """Remedies for refusals that are not the credentials' fault."""
-_BUSY = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ThrottlingException", "OperationAborted"}
+_BUSY = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ThrottlingException"}
+_LOST_RACES = {"ConditionalRequestConflict", "OperationAborted", "ConcurrentModification"}
+"""Answers to one of several writers. SeaweedFS answers 409 too where a directory has the object's name, which does not pass."""
 
 
 def read_bytes(uri: str) -> bytes:
@@ -401,7 +403,7 @@ def _explain_answer(uri: str, error: ClientError) -> StorageError:
     if code == "NoSuchBucket":
         return _missing_bucket(bucket, endpoint)
     if code in ("NoSuchKey", "404"):
-        return ObjectNotFoundError(f"{uri}: there is no such object at {endpoint}")
+        return ObjectNotFoundError(f"{uri}: there is no such object at {endpoint}", uri=uri)
     status = _status(error)
     message = in_one_line(error.response.get("Error", {}).get("Message", ""))
     answer = " ".join(dict.fromkeys(word for word in (str(status), code, message) if word))
@@ -421,6 +423,8 @@ def _explain_answer(uri: str, error: ClientError) -> StorageError:
         )
     if status == 501:
         return StorageError(f"{uri}: S3 at {endpoint} does not implement what was asked ({code}); update the server, or use another one")
+    if code in _LOST_RACES or status == 412:
+        return StorageError(f"{uri}: other programs write it at the same moment (S3 answered {answer}); try again", transient=True)
     transient = code in _BUSY or status >= 500 or status == 429
     if transient:
         remedy = "try again, and check the server's log and free disk space"

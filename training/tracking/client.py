@@ -41,6 +41,9 @@ _SLOW_SECONDS = 5.0
 _Result = TypeVar("_Result")
 
 
+_OWN = "IDDPM_"
+"""The prefix of MLflow's variables in a pipeline's step, see `_export_step_settings`."""
+
 PUBLIC_VARIABLE = "IDDPM_MLFLOW_PUBLIC_URL"
 """The address of MLflow that people use, if it differs from the one that programs use."""
 
@@ -55,8 +58,7 @@ def tracking_uri() -> str:
     Raises:
         TrackingError: There is none, or it has a password in it.
     """
-    _export_step_settings()
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    uri = (os.environ.get(f"{_OWN}MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_TRACKING_URI", "")).rstrip("/")
     if contains_password(uri):  # links and messages show it
         raise TrackingError("MLFLOW_TRACKING_URI must not contain a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     if not uri:
@@ -81,15 +83,16 @@ def _export_step_settings() -> None:
 
     KFP's MLflow plugin injects MLFLOW_TRACKING_URI and its like by value. Kubernetes refuses a pod that has the same name from a
     ConfigMap or a Secret as well, so a step has `IDDPM_MLFLOW_TRACKING_URI` (`pipelines.pods`). It takes precedence: the plugin may
-    record elsewhere.
+    record elsewhere. MLflow's client reads user and password from its own variables at each request.
     """
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-        if value := os.environ.get(f"IDDPM_{name}"):
+        if value := os.environ.get(f"{_OWN}{name}"):
             os.environ[name] = value
 
 
 def connect() -> MlflowClient:
     """Return a client of the MLflow that the environment names, or raise TrackingError."""
+    _export_step_settings()
     uri = tracking_uri()
     public_uri()  # a bad one is refused now, not after a run was opened, when its link is shown
     # MLflow's own retries (seven in four minutes) would hide an outage; ours are in `request` and in the background sender.

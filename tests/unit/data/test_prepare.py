@@ -380,7 +380,7 @@ def test_a_run_never_writes_over_the_data_set_that_another_has_published_meanwhi
     uri = str(tmp_path / "data")
     other = dataclasses.replace(SMALL_SHARDS, seed=1)
     source = meanwhile(source_of(folder), lambda: prepare(source_of(folder), uri, image_size=16, options=other), shard=5)
-    with pytest.raises(UserError, match="another run has published another data set there"):
+    with pytest.raises(UserError, match="another run has made another data set there"):
         prepare(source, uri, image_size=16, options=SMALL_SHARDS)
     assert verify(uri).shuffle_seed == 1
 

@@ -1,6 +1,9 @@
 import contextlib
 import errno
 import threading
+import time
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from training import storage
 from training.config.errors import UserError
 from training.data.format import shards
 from training.data.format.order import BlockOrder, GlobalOrder, Purpose, permutation
+from training.data.loading import loader as loading
 from training.data.loading import row_groups, streaming
 from training.data.loading.loader import Loader
 from training.data.loading.row_groups import RowReader, iterate
@@ -173,6 +177,76 @@ def test_a_batch_that_fails_has_waited_for_its_own_budget_alone_and_leaves_no_gr
     loader._store._pool.shutdown()
     assert len(ahead) == 1
     assert sum(waited) == 100
+
+
+def test_a_loader_that_is_closed_fetches_only_the_group_that_it_is_at(data_uri, tmp_path, monkeypatch):
+    read_row_group, main = row_groups.read_row_group, threading.current_thread()
+    has_begun, is_closed, ahead = threading.Event(), threading.Event(), []
+
+    def read(*arguments):
+        if threading.current_thread() is not main:
+            ahead.append(arguments)
+            has_begun.set()
+            is_closed.wait(5)
+        return read_row_group(*arguments)
+
+    loader = stream(data_uri, tmp_path / "cache")
+    monkeypatch.setattr(row_groups, "read_row_group", read)
+    loader.batch(0)
+    has_begun.wait()
+    loader.close()
+    is_closed.set()
+    loader._store._pool.shutdown()
+    assert len(ahead) == 1, "three groups of the next block were asked for"
+
+
+def test_a_shard_that_fails_while_staging_is_fetched_again_and_no_other(data_uri, tmp_path, monkeypatch, capsys):
+    open_local, tries = storage.open_local, Counter()
+
+    def fail_once(uri):
+        name = uri.rpartition("/")[2]
+        tries[name] += 1
+        if name == "shard-00002.parquet" and tries[name] == 1:
+            raise StorageError("no answer", transient=True)
+        return open_local(uri)
+
+    monkeypatch.setattr(storage, "open_local", fail_once)
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda seconds: None))
+    Loader(data_uri, seed=5, global_batch_size=64, cache_dir=tmp_path / "cache")
+    assert tries == {f"shard-0000{number}.parquet": 1 + (number == 2) for number in range(4)}
+    assert capsys.readouterr().out == "iddpm| no answer; trying again for 10 min 00 s\n"
+
+
+def test_a_damaged_shard_ends_the_waits_for_the_others(data_uri, tmp_path, monkeypatch):
+    is_away = threading.Event()
+
+    def answer(uri):
+        if uri.endswith("shard-00003.parquet"):
+            is_away.wait()
+            raise UserError("shard-00003.parquet: was damaged")
+        is_away.set()
+        raise StorageError("no answer", transient=True)
+
+    monkeypatch.setattr(storage, "open_local", answer)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="was damaged"):
+        Loader(data_uri, seed=5, global_batch_size=64, cache_dir=tmp_path / "cache")
+    assert time.monotonic() - started < 60, "they would wait for ten minutes"
+
+
+def test_a_manifest_is_asked_for_again(data_uri, tmp_path, monkeypatch):
+    read_manifest, tries = loading.read_manifest, []
+
+    def fail_once(uri):
+        tries.append(uri)
+        if len(tries) == 1:
+            raise StorageError("no answer", transient=True)
+        return read_manifest(uri)
+
+    monkeypatch.setattr(loading, "read_manifest", fail_once)
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda seconds: None))
+    Loader(data_uri, seed=5, global_batch_size=64, cache_dir=tmp_path / "cache")
+    assert len(tries) == 2
 
 
 def test_a_budget_smaller_than_the_blocks_is_refused(data_uri, tmp_path):

@@ -117,7 +117,9 @@ def test_a_steps_own_address_of_mlflow_goes_before_one_that_a_plugin_injects(mon
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "plugin")
     monkeypatch.setenv("IDDPM_MLFLOW_TRACKING_USERNAME", "own")
     assert mlflow_client.tracking_uri() == "http://own:5000"
-    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "own"
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://plugin:5000", "to ask for the address changes nothing"
+    mlflow_client.connect()  # MLflow's client reads its own variables
+    assert (os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_TRACKING_USERNAME"]) == ("http://own:5000/", "own")
 
 
 def test_links_have_the_address_that_people_use_and_none_that_only_the_cluster_knows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,14 @@ def test_a_control_character_is_written_out_and_moves_no_terminal(capsys):
     assert progress.printable("two\nlines of \u4f60") == "two\\nlines of \u4f60"
 
 
+def test_a_path_that_is_not_utf_8_is_written_out_and_ends_no_work(capsys):
+    name = os.fsdecode(b"caf\xe9")
+    with pytest.raises(UnicodeEncodeError):
+        name.encode()
+    progress.say(f"{name}: 4 images")
+    assert capsys.readouterr().out == "iddpm| caf\\udce9: 4 images\n"
+
+
 def test_where_nobody_reads_the_marks_progress_leaves_standard_output_to_results(capsys):
     with progress.output_marks(False):
         progress.say("training\nstep 1")

@@ -13,7 +13,7 @@ import torch
 
 from training import storage
 from training.checkpoints import checkpoint
-from training.checkpoints.checkpoint import AsyncWriter, CheckpointError, describe
+from training.checkpoints.checkpoint import AsyncWriter, CheckpointError, size_and_sha256
 from training.checkpoints.diffusers_folder import export_diffusers
 from training.checkpoints.exported_program import export_program
 from training.checkpoints.import_export import export_checkpoint
@@ -201,7 +201,7 @@ def test_a_file_that_runs_code_when_unpickled_is_refused(run):
     uri = checkpoint.save(run, 10, {"model.pt": {}})
     torch.save({"weight": os.system}, Path(uri, "model.pt"))
     listing = json.loads(Path(uri, "complete.json").read_text())
-    listing["files"]["model.pt"] = describe(Path(uri, "model.pt"))
+    listing["files"]["model.pt"] = size_and_sha256(Path(uri, "model.pt"))
     Path(uri, "complete.json").write_text(json.dumps(listing))
     with pytest.raises(CheckpointError, match="can't be read as plain tensors"):
         checkpoint.load(uri, "model.pt")

@@ -87,6 +87,25 @@ def test_a_rank_that_makes_no_progress_says_who_is_behind(tmp_path: Path, monkey
     assert said.empty(), "it is said once"
 
 
+@pytest.mark.parametrize(
+    ("pulses", "progress", "said"),
+    [
+        ([[3, 5], [4, 5]], [15, 14], "rank 1 stands still in step 7"),
+        ([[3, 5], [4, 6]], [15, 14], "rank 1 is behind, in step 7"),
+        ([[3, 5], [4, 6]], [14, 14], "no rank waits for another: all are at work in step 7"),
+        ([[3, 5], [4, 6]], [15, 15], "all ranks wait for each other in step 7; the network between them is the likely cause"),
+        ([[3, 5], [4, 5]], [1, -2], "rank 1 stands still before its first step"),
+    ],
+)
+def test_the_rank_that_the_others_wait_for_is_named(
+    monkeypatch: pytest.MonkeyPatch, pulses: list[list[int]], progress: list[int], said: str
+) -> None:
+    beats, read = object.__new__(Heartbeats), iter([*pulses, progress])
+    monkeypatch.setattr(heartbeat, "_OBSERVATION_SECONDS", 0.0)
+    monkeypatch.setattr(beats, "_read", lambda key: next(read))
+    assert beats.describe_stragglers() == said
+
+
 def test_a_process_may_end_while_its_heart_beats(tmp_path: Path) -> None:
     code = (
         "import sys; import torch.distributed as dist; from training.distributed import heartbeats as heartbeat\n"

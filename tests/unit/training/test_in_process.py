@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 
 from training import storage
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import Resources
 from training.config.presets import preset
 from training.data.preparation.prepare import Options, prepare
@@ -124,6 +127,20 @@ def test_a_damaged_record_of_metrics_is_refused_before_the_first_update(
     with pytest.raises(storage.StorageError, match=f"{METRICS}: line 2 is no step with its values"):
         in_process.train(dataclasses.replace(_job(tmp_path, data_uri), tracking_run_id="1"))
     assert "is left out" not in capsys.readouterr().out
+
+
+def test_a_training_that_fails_reads_no_data_ahead_any_more(tmp_path: Path) -> None:
+    prepare(digits("test"), str(tmp_path / "data/train"), image_size=8, options=Options(resize="none", rows_per_shard=5))
+    for shard in (tmp_path / "data/train").glob("*.parquet"):
+        shard.unlink()
+    streamed = EXPERIMENT.override(["data.disk_budget_bytes=16000"])
+    job = dataclasses.replace(_job(tmp_path / "run", str(tmp_path / "data"), cache_dir=str(tmp_path / "cache")), experiment=streamed)
+    with pytest.raises(UserError, match="the shard is missing") as caught:
+        in_process.train(job)
+    deadline = time.monotonic() + 10
+    while (reading := [each.name for each in threading.enumerate() if "iddpm-stream" in each.name]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert reading == [], f"its thread lives on with {caught.value}, whose frames hold the loader"
 
 
 def test_what_one_process_can_not_train_is_refused(tmp_path: Path, data_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ from training.diffusion.process import Denoiser
 from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample_loop
 from training.distributed.ranks import broadcast_object, shard_bounds
 from training.launch.torchrun import RandomImages
+from training.loop import trainer as loop
 from training.loop.interfaces import DivergedError, Hooks, TrainingError
 from training.loop.meter import Meter
 from training.loop.train_state import learning_rate_at
@@ -186,9 +188,14 @@ def interrupted(record: Record, step: int, **kwargs: Any) -> Trainer:
 
 def with_one_update_skipped(run: Trainer) -> Trainer:
     """The sixth update's gradient is not finite."""
+    return with_updates_skipped(run, range(5, 6))
+
+
+def with_updates_skipped(run: Trainer, steps: range) -> Trainer:
+    """The gradient is not finite in the updates after those steps."""
 
     def spoil(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
-        return output * float("nan") if run.step == 5 else output
+        return output * float("nan") if run.step in steps else output
 
     run.state.model.register_forward_hook(spoil)
     return run
@@ -336,6 +343,62 @@ def test_a_run_that_stays_not_finite_ends_with_one_clear_error() -> None:
     run.state.model.register_forward_hook(lambda module, arguments, output: output * float("nan"))
     with pytest.raises(DivergedError, match=rf"{MAX_CONSECUTIVE_SKIPS} updates in a row"):
         run.train()
+
+
+def test_updates_that_are_skipped_between_two_lines_of_the_log_end_a_training_too() -> None:
+    run = with_updates_skipped(trainer(tiny(checkpoint_interval=24)), range(3, 3 + MAX_CONSECUTIVE_SKIPS))
+    with pytest.raises(DivergedError, match=rf"{MAX_CONSECUTIVE_SKIPS} updates in a row before step 24;"):
+        run.train()
+    one_less = with_updates_skipped(trainer(tiny(checkpoint_interval=24)), range(3, 2 + MAX_CONSECUTIVE_SKIPS))
+    assert one_less.train().step == 24
+
+
+def test_a_checkpoint_that_is_due_after_a_skipped_update_is_saved_at_the_next_line_of_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "MAX_UPDATES_BETWEEN_LOGS", 2)
+    record = Record()
+    with_updates_skipped(trainer(tiny(checkpoint_interval=8), record), range(7, 10)).train()
+    assert sorted(record.saved) == [12, 16, 24], "step 10 was skipped as well"
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == (
+        "iddpm| the latest updates were skipped, as their gradients were not finite; step 8 has no checkpoint and no score, "
+        "and one is saved after the next update that is not skipped"
+    )
+    assert second == "iddpm| the checkpoint that was due at step 8 is saved now, at step 12, without a score"
+
+
+def test_the_checkpoint_that_guides_the_evaluation_is_saved_after_a_skipped_update_too(capsys: pytest.CaptureFixture[str]) -> None:
+    record = Record()
+    guided = replace(tiny().evaluation, sampling=SamplingConfig(guidance_scale=2.0, guidance_step=8))
+    run = trainer(replace(tiny(checkpoint_interval=8), evaluation=guided), record)
+    with_updates_skipped(run, range(7, 8)).train()
+    assert sorted(record.saved) == [8, 16, 24]
+    assert "the checkpoint of step 8 is saved all the same, because it guides the final evaluation\n" in capsys.readouterr().out
+
+
+def failing_after(waited: float, error: Exception) -> Trainer:
+    """A run of two ranks whose network fails when this one has waited so many seconds for the other."""
+
+    def fail(num_steps: int | None) -> None:
+        raise error
+
+    run = trainer(tiny(), resources=Resources(collective_timeout_seconds=100))
+    run._heartbeats = SimpleNamespace(waited_seconds=lambda: waited, describe_stragglers=lambda: "rank 1 stands still", end=lambda: None)
+    run._train = fail
+    return run
+
+
+def test_a_rank_is_blamed_only_after_a_wait_as_long_as_that_for_a_rank_that_hangs() -> None:
+    hung = torch.distributed.DistBackendError("Timed out waiting for recv")
+    with pytest.raises(TrainingError, match=r"^rank 1 stands still; rank 0 waited 99 s\. See that worker's machine") as told:
+        failing_after(99.0, hung).train()
+    assert told.value.__cause__ is hung
+    reset = torch.distributed.DistBackendError("Connection reset by peer")
+    with pytest.raises(torch.distributed.DistBackendError, match="Connection reset by peer"):
+        failing_after(1.0, reset).train()
+    with pytest.raises(RuntimeError, match="the shapes differ"):
+        failing_after(99.0, RuntimeError("the shapes differ")).train()
 
 
 def test_training_stops_on_request_and_leaves_a_checkpoint() -> None:

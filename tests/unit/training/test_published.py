@@ -22,7 +22,7 @@ from training.checkpoints.import_export import (
     read_weights,
     recognise,
     reference_flags,
-    step_of,
+    step_in_name,
 )
 from training.checkpoints.network import describe_difference
 from training.config import presets
@@ -123,7 +123,7 @@ def test_an_import_replaces_no_checkpoint(tmp_path: Path, digits_state: dict[str
 
 def test_the_updates_are_those_of_the_released_codes_file_names_and_a_date_is_none() -> None:
     names = ("model200000.pt", "ema_0.9999_200000.pt", "cifar10_model200000.pt", "weights-20261130.pt", "20261130.pt")
-    assert [step_of(name, presets.preset(DIGITS)) for name in names] == [200_000] * 3 + [presets.preset(DIGITS).optim.num_steps] * 2
+    assert [step_in_name(name, presets.preset(DIGITS)) for name in names] == [200_000] * 3 + [presets.preset(DIGITS).optim.num_steps] * 2
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

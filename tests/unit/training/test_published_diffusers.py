@@ -235,6 +235,30 @@ def test_every_other_door_takes_the_network(tmp_path: Path) -> None:
         ({}, {"variance_type": "fixed_small_log"}, [], "variance_type is 'fixed_small_log', ours is 'fixed_small'"),
         ({}, {"prediction_type": "v_prediction"}, [], "prediction_type is 'v_prediction', ours is 'epsilon'"),
         ({}, {"beta_schedule": "scaled_linear"}, [], "trained_betas is 'of scaled_linear', ours is 1,000 values"),
+        ({"block_out_channels": 128}, {}, [], r"/config\.json: block_out_channels is 128, but must be a list of whole numbers"),
+        ({"block_out_channels": []}, {}, [], r"/config\.json: block_out_channels is \[\], but must be a list of whole numbers"),
+        ({"down_block_types": None}, {}, [], r"/config\.json: down_block_types is None, but must be a list of names"),
+        ({"attention_head_dim": 0}, {}, [], r"/config\.json: attention_head_dim is 0, but must be a whole number or null"),
+        (
+            {},
+            {"num_train_timesteps": 1000.0},
+            [],
+            r"scheduler_config\.json: num_train_timesteps is 1000\.0, but must be a whole",
+        ),
+        ({}, {"num_train_timesteps": 10**12}, [], r"num_train_timesteps is 1000000000000, but must be a whole number from 2 to 1,000,000"),
+        (
+            {},
+            {"beta_start": None},
+            [],
+            "beta_start is None, but must be a number; correct it, or save the folder again",
+        ),
+        (
+            {},
+            {"trained_betas": ["0.1"] * 1000},
+            [],
+            r"trained_betas is 1,000 values, '0\.1' to '0\.1', but must be a list of numbers",
+        ),
+        ({"_class_name": "VQModel", "block_out_channels": 128}, {}, [], r"/config\.json: is of the class VQModel, and only UNet2DModel"),
     ],
 )
 def test_what_ours_cannot_express_is_refused_by_its_field(

@@ -94,6 +94,13 @@ def test_a_checkpoint_of_an_experiment_that_has_the_default_of_a_later_field(tmp
         train(mine)
 
 
+def test_a_checkpoint_of_a_later_version(tmp_path: Path) -> None:
+    later = EXPERIMENT.to_dict() | {"later": 1}
+    checkpoint.save(str(tmp_path), 10, {"experiment.json": later})
+    with pytest.raises(TrainingError, match=r"step=00000010/experiment\.json: .*later.*; it is damaged or of another version, so check"):
+        train(job(tmp_path))
+
+
 def test_a_data_set_in_memory_that_the_experiment_streams(tmp_path: Path) -> None:
     prepare(digits("test"), str(tmp_path / "data" / "train"), image_size=8, options=Options(resize="none"))
     streamed = dataclasses.replace(

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from training import storage
 from training.config.errors import UserError
-from training.data.cache.disk_cache import TMPDIR_REMEDY, CacheEntry, default_cache_dir, explain_disk_errors, get_or_make, reserve
+from training.data.cache.disk_cache import TMPDIR_REMEDY, CacheEntry, default_cache_dir, explain_local_disk_errors, get_or_make, reserve
 
 _DECOMPRESSORS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
@@ -91,7 +91,7 @@ def _cached_file(identity: str, make: Callable[[Path], None], num_bytes: int) ->
     """Return the cached file of that identity, made by `make` if no process made it before, with at least `num_bytes` bytes."""
 
     def reserve_and_make(partial: Path) -> None:
-        with explain_disk_errors(partial.parent, TMPDIR_REMEDY):
+        with explain_local_disk_errors(partial.parent, TMPDIR_REMEDY):
             with reserve(partial.parent, num_bytes, remedy=TMPDIR_REMEDY):
                 pass
             make(partial)

@@ -43,7 +43,7 @@ def default_cache_dir() -> Path:
 def file_lock(path: Path) -> Iterator[None]:
     """Lock the file `path` against other processes of this node; the kernel unlocks it if this process dies."""
     with contextlib.ExitStack() as stack:
-        with explain_disk_errors(path.parent, _CACHE_REMEDY):
+        with explain_local_disk_errors(path.parent, _CACHE_REMEDY):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(path.open("w", encoding="utf-8"))
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -69,7 +69,7 @@ def get_or_make(path: Path, make: Callable[[Path], None], *, is_intact: Callable
     Raises:
         UserError: The directory can't be written to.
     """
-    with explain_disk_errors(path.parent, _CACHE_REMEDY):
+    with explain_local_disk_errors(path.parent, _CACHE_REMEDY):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(_sibling(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -89,7 +89,7 @@ def get_or_make(path: Path, make: Callable[[Path], None], *, is_intact: Callable
             partial = _sibling(path, _PARTIAL)
             try:
                 make(partial)
-                with explain_disk_errors(path.parent, _CACHE_REMEDY):
+                with explain_local_disk_errors(path.parent, _CACHE_REMEDY):
                     _write_out(partial)
                     partial.rename(path)
             finally:
@@ -124,7 +124,7 @@ def reserve(directory: Path, num_bytes: int, budget_bytes: int | None = None, *,
 
 
 @contextlib.contextmanager
-def explain_disk_errors(subject: Path | str, remedy: str) -> Iterator[None]:
+def explain_local_disk_errors(subject: Path | str, remedy: str) -> Iterator[None]:
     """Turn the error of a full or failing disk into a `UserError`; those of storage pass."""
     try:
         yield

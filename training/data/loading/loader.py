@@ -44,6 +44,8 @@ class Loader:
     ) -> None:
         """Stage the data on this node, once for all its processes.
 
+        A storage that does not answer is asked again for ten minutes, for each shard.
+
         Args:
             cache_dir: Directory on this node's disk; None takes one of this user below the temporary directory.
             disk_budget_bytes: A data set larger than this is not staged but streamed, one block of row groups after
@@ -58,7 +60,7 @@ class Loader:
         """
         if global_batch_size < 1:
             raise UserError(f"global_batch_size must be at least 1, got {global_batch_size}")
-        self.manifest: Manifest = read_manifest(dataset_uri)
+        self.manifest: Manifest = storage.retry(lambda: read_manifest(dataset_uri))
         self.global_batch_size = global_batch_size
         try:
             cache = storage.local_path(str(cache_dir)).expanduser() if cache_dir is not None else default_cache_dir()
@@ -76,6 +78,11 @@ class Loader:
             if device is not None:
                 images, labels = self._store.gather(np.arange(self.manifest.num_images))
                 self._resident = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+
+    def close(self) -> None:
+        """Fetch nothing ahead any more, so that the process can end at once; no batch can be made afterwards."""
+        if isinstance(self._store, StreamedRows):
+            self._store.close()
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
         """Return the images `start` up to `stop` of the global batch of a step."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pyarrow.parquet as pq
 from training import storage
 from training.config.errors import UserError
 from training.console import format_bytes, say
-from training.data.cache.disk_cache import STAGING_REMEDY, explain_disk_errors, get_or_make, reserve
+from training.data.cache.disk_cache import STAGING_REMEDY, explain_local_disk_errors, get_or_make, reserve
 from training.data.format.manifest import Images, Manifest, Shard, make_again
 from training.data.format.shards import file_sha256, read_row_groups
+from training.storage.retry import is_transient_storage_error
 
 _DOWNLOADS = 4
 _LABEL_BYTES = 8
@@ -88,7 +90,7 @@ def _stage(dataset_uri: str, manifest: Manifest, partial: Path, budget_bytes: in
     downloads = sorted((shard.num_bytes for shard in manifest.shards), reverse=True)[:_DOWNLOADS] if storage.is_s3(dataset_uri) else []
     if num_bytes > _SILENT_BYTES:
         say(f"{manifest.name}: staging {format_bytes(num_bytes)} on this node's disk")
-    with explain_disk_errors(f"{partial.parent}: staging {format_bytes(num_bytes)} of data", STAGING_REMEDY):
+    with explain_local_disk_errors(f"{partial.parent}: staging {format_bytes(num_bytes)} of data", STAGING_REMEDY):
         with reserve(partial.parent, num_bytes + sum(downloads), budget_bytes):
             partial.mkdir()
             images = _allocate(partial / "images.npy", manifest)
@@ -108,6 +110,10 @@ def _allocate(path: Path, manifest: Manifest) -> np.memmap[Any, np.dtype[np.uint
 def _fill(dataset_uri: str, manifest: Manifest, partial: Path, images: np.memmap[Any, np.dtype[np.uint8]]) -> None:
     labels = np.empty(manifest.num_images, dtype=np.int64)
     starts = np.cumsum([0, *(shard.num_rows for shard in manifest.shards)])
+    has_failed = threading.Event()
+
+    def is_worth_waiting(error: BaseException) -> bool:
+        return not has_failed.is_set() and is_transient_storage_error(error)
 
     def fetch(number: int) -> None:
         shard, row = manifest.shards[number], int(starts[number])
@@ -123,8 +129,17 @@ def _fill(dataset_uri: str, manifest: Manifest, partial: Path, images: np.memmap
         except pa.ArrowException as error:
             raise UserError(f"{uri}: is not a shard ({error}); {make_again(dataset_uri)}") from error
 
+    def fetch_with_retries(number: int) -> None:
+        storage.retry(lambda: fetch(number), is_transient=is_worth_waiting)  # each shard alone: all of them may take hours
+
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
-        for _ in pool.map(fetch, range(len(manifest.shards))):
-            pass
+        jobs = [pool.submit(fetch_with_retries, number) for number in range(len(manifest.shards))]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        except BaseException:
+            has_failed.set()  # or the others would wait on for storage, and this process for them
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     images.flush()
     np.save(partial / "labels.npy", labels)

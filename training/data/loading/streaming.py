@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from training.config.errors import UserError
 from training.console import format_bytes
-from training.data.cache.disk_cache import STAGING_REMEDY, CacheEntry, explain_disk_errors, get_or_make, reserve, size_on_disk
+from training.data.cache.disk_cache import STAGING_REMEDY, CacheEntry, explain_local_disk_errors, get_or_make, reserve, size_on_disk
 from training.data.format.manifest import Images, Manifest
 from training.data.loading.row_groups import RowGroups
 
@@ -56,6 +56,10 @@ class StreamedRows:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="iddpm-stream")
         self._prefetched: dict[int, Future[Any]] = {}
 
+    def close(self) -> None:
+        """End the thread that fetches ahead, after the row group that it is at; else the process could not end before all are fetched."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def prefetch(self, groups: Iterable[int]) -> None:
         """Start to fetch row groups in the background, each by one attempt; the batch that needs it repeats one that failed."""
         for group in map(int, groups):
@@ -85,7 +89,7 @@ class StreamedRows:
         def make(partial: Path) -> None:
             rows = self._groups.read(group, retry_seconds)
             with (
-                explain_disk_errors(f"{self._directory}: staging {format_bytes(rows.nbytes)} of data", STAGING_REMEDY),
+                explain_local_disk_errors(f"{self._directory}: staging {format_bytes(rows.nbytes)} of data", STAGING_REMEDY),
                 reserve(self._directory, rows.nbytes + _HEADER_BYTES, self._budget),
                 partial.open("wb") as file,
             ):

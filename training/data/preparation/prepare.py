@@ -61,7 +61,7 @@ def prepare_sizes(
     larger one therefore has smaller shards and another content digest than one made alone. Its images and their order are the same,
     and a later request for it alone finds it.
 
-    If files of the source were written after a data set was published, they are read again and compared with it.
+    If files of the source were written after a data set was made, they are read again and compared with it.
 
     Args:
         dataset_uris: Directory by image size, each a data set of its own.
@@ -85,7 +85,7 @@ def prepare_sizes(
     manifests: dict[int, Manifest] = {}
     unfinished: dict[int, list[Target]] = {}
     for target in plan.targets:
-        found = _find_published(target, plan)
+        found = _find_complete(target, plan)
         if found is not None and plan.has_files_of(found):
             left_out = f"; {len(found.errors):,} could not be used when they were prepared" if found.errors else ""
             say(f"{target.dataset_uri}: {found.num_images:,} images are there already{left_out}")
@@ -180,7 +180,7 @@ def _plan(source: Source, listing: Listing, dataset_uris: Mapping[int, str], opt
     )
 
 
-def _find_published(target: Target, plan: _Plan) -> Manifest | None:
+def _find_complete(target: Target, plan: _Plan) -> Manifest | None:
     """Return the manifest of the complete data set of this plan, or None; refuse one of which a shard is missing or has another size."""
     if not storage.exists(storage.join(target.dataset_uri, MANIFEST)):
         return None
@@ -205,7 +205,7 @@ def _find_published(target: Target, plan: _Plan) -> Manifest | None:
 
 
 def _rows_per_shard(manifest: Manifest, plan: _Plan) -> int:
-    """Return the division into shards of a published data set, which may be another than the plan's.
+    """Return the division into shards of a complete data set, which may be another than the plan's.
 
     A shard has fewer rows where images were left out of it, so the division is the one that gives every shard its number of rows.
     """
@@ -272,7 +272,7 @@ def _lacks(source: Source, plan: _Plan, records: Sequence[ShardRecord]) -> str:
 def _publish(source: Source, target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Manifest:
     uri = target.dataset_uri
     replaced = any(read_record(target, number, plan.items(number)) is None for number in range(plan.num_shards))
-    found = _find_published(target, plan)  # read after the records, which a run that publishes deletes
+    found = _find_complete(target, plan)  # read after the records, which a run that publishes deletes
     if found is not None:
         return _compare(target, plan, records, found)
     if replaced:
@@ -297,7 +297,7 @@ def _publish(source: Source, target: Target, plan: _Plan, records: Sequence[Shar
 
 
 def _compare(target: Target, plan: _Plan, records: Sequence[ShardRecord], found: Manifest) -> Manifest:
-    """Return the published manifest; where source files were written since, first compare its rows with the new ones."""
+    """Return the manifest that is there; where source files were written since, first compare its rows with the new ones."""
     if not plan.has_files_of(found):
         if [record.shard.rows_sha256 for record in records if record.shard.num_rows] != [shard.rows_sha256 for shard in found.shards]:
             raise UserError(

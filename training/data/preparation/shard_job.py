@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import dataclasses
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import numpy as np
 from training import storage
 from training.config.errors import UserError
 from training.config.validation import adapter
-from training.data.cache.disk_cache import TMPDIR_REMEDY, explain_disk_errors
+from training.data.cache.disk_cache import TMPDIR_REMEDY, explain_local_disk_errors
 from training.data.format.manifest import MANIFEST, Shard, UnreadableImage, read_manifest
 from training.data.format.shards import ShardWriter
 from training.data.images.decode import ImageError
@@ -100,7 +99,8 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
     """Make a shard at every size, store it, and record it; return the number of the job, and the record by image size.
 
     Raises:
-        UserError: Too many images can't be read, or the temporary disk is full.
+        UserError: Too many images can't be read, or the temporary disk becomes full.
+        StorageError: The temporary disk is full or can't be written, or storage fails.
     """
     cv2.setNumThreads(1)  # the jobs themselves run in parallel
     _keep_freed_memory()
@@ -111,10 +111,9 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
     errors: list[UnreadableImage] = []
     num_bytes_read = 0
     with contextlib.ExitStack() as stack:
-        with explain_disk_errors(tempfile.gettempdir(), TMPDIR_REMEDY):
-            directory = stack.enter_context(storage.scratch_directory("shard"))
+        directory = stack.enter_context(storage.scratch_directory("shard"))
         paths = [directory / f"{size}.parquet" for size in sizes]
-        with explain_disk_errors(directory, TMPDIR_REMEDY):
+        with explain_local_disk_errors(directory, TMPDIR_REMEDY):
             writers = [ShardWriter(path, size * size * channels) for path, size in zip(paths, sizes, strict=True)]
         for item, data in read_items(job.source, job.items, max_pixels=options.max_pixels):
             try:
@@ -137,13 +136,13 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
                 if options.on_error == "fail" or len(errors) > options.max_errors:
                     raise too_many_errors(job.source.address, errors, options) from error
                 continue
-            with explain_disk_errors(directory, TMPDIR_REMEDY):
+            with explain_local_disk_errors(directory, TMPDIR_REMEDY):
                 for writer, image in zip(writers, prepared.images, strict=True):
                     writer.add(image, item.label, item.key)
             label_counts[item.label] += 1
             num_upscaled += prepared.upscaled
             num_bytes_read += len(data) if isinstance(data, bytes) else data.nbytes
-        with explain_disk_errors(directory, TMPDIR_REMEDY):
+        with explain_local_disk_errors(directory, TMPDIR_REMEDY):
             shards = [writer.close(_shard_name(job.number)) for writer in writers]
         records = {}
         source_sha256 = items_digest(job.items)
@@ -158,7 +157,7 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
                 num_bytes_read=num_bytes_read,
                 errors=tuple(errors),
             )
-            if not _is_published(target):
+            if not _is_complete(target):
                 storage.upload(path, storage.join(target.dataset_uri, shard.file))
                 storage.write_json(_record_uri(target, job.number), dataclasses.asdict(record))
     return job.number, records
@@ -166,7 +165,7 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
 
 def delete_unfinished(target: Target, numbers: Iterable[int]) -> None:
     """Delete the shards and records of jobs whose data set is refused; a finished data set stays."""
-    if _is_published(target):
+    if _is_complete(target):
         return
     for number in numbers:
         storage.delete(storage.join(target.dataset_uri, _shard_name(number)))
@@ -203,12 +202,12 @@ def _record_uri(target: Target, number: int) -> str:
     return storage.join(target.dataset_uri, PARTIAL, f"shard-{number:05d}.json")
 
 
-def _is_published(target: Target) -> bool:
+def _is_complete(target: Target) -> bool:
     """Return True if the data set is finished, for instance by another run; a finished data set must not be written to."""
     if not storage.exists(storage.join(target.dataset_uri, MANIFEST)):
         return False
     if read_manifest(target.dataset_uri).plan_sha256 != target.plan_sha256:
-        raise UserError(f"{target.dataset_uri}: another run has published another data set there meanwhile; choose another directory")
+        raise UserError(f"{target.dataset_uri}: another run has made another data set there meanwhile; choose another directory")
     return True
 
 

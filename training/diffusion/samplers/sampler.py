@@ -86,11 +86,15 @@ def make_sampling_process(
     """Return the chain over the timesteps that `sampling.spacing` keeps of the model's T.
 
     Args:
-        x_0_errors: See `GaussianProcess`; for a `sampling.variance` that needs them.
+        x_0_errors: See `GaussianProcess`; for a `sampling.variance` that needs them, and for no other.
 
     Raises:
-        ValueError: The spacing is not understood, or T timesteps cannot give it.
+        ValueError: The spacing is not understood, or T timesteps cannot give it, or there are no errors of x_0 for a variance that needs
+            them, too many or too few, or errors for one that does not.
     """
+    if (sampling.variance == "model") != (x_0_errors is None):
+        has = "has no errors of x_0, which it needs" if x_0_errors is None else "takes no errors of x_0"
+        raise ValueError(f"sampling.variance={sampling.variance!r} {has}")
     return make_process(diffusion, parse_spacing(sampling.spacing, diffusion.num_timesteps), x_0_errors)
 
 
