@@ -67,7 +67,7 @@ def finish_training(state: str, pipeline_run_id: str, experiment: Experiment, da
     if not uri:
         return ""
     try:
-        run_uri = identify(experiment, uri, storage_root_uri).uri
+        run_uri = identify(experiment, uri, storage_root_uri, pipeline_run_id=pipeline_run_id).uri
     except UserError:
         if end.succeeded:
             raise

@@ -18,7 +18,8 @@ from training.tracking.runs import TRAIN_STEP
 
 EXPERIMENT = "experiment.json"
 ATTEMPT = "attempt.json"
-"""The latest attempt to train: when it began (`time`, in milliseconds since 1970), and the directory of its data set (`data_uri`)."""
+"""The latest attempt to train: when it began (`time`, in milliseconds since 1970), the directory of its data set (`data_uri`), and the
+pipeline's run that began it (`pipeline_run_id`)."""
 _REPEATS = "repeats"
 """Directory below the storage root with a file for each training that was done again by force. The first run's key names the file; its
 fields are the `key` of the last run, and the `pipeline_run_id` that began that one."""
@@ -42,20 +43,22 @@ class Run:
     forced_by: str = ""
 
 
-def identify(experiment: Experiment, data_uri: str, storage_root_uri: str, forced_by: str = "") -> Run:
+def identify(experiment: Experiment, data_uri: str, storage_root_uri: str, *, forced_by: str = "", pipeline_run_id: str = "") -> Run:
     """Return the run of an experiment on a data set; refuse a data set that is not there or does not fit.
 
-    Equal arguments give the same run. `forced_by`: see `run_directory`.
+    Equal arguments give the same run. `forced_by` and `pipeline_run_id`: see `run_directory`.
     """
     from training.data.splits import read_train_manifest, require_fit
 
     manifest = read_train_manifest(data_uri)
     require_fit(manifest, experiment.data)
-    key, uri = run_directory(experiment, manifest.content_digest, storage_root_uri, forced_by)
+    key, uri = run_directory(experiment, manifest.content_digest, storage_root_uri, forced_by=forced_by, pipeline_run_id=pipeline_run_id)
     return Run(experiment=experiment, manifest=manifest, key=key, uri=uri, forced_by=forced_by)
 
 
-def run_directory(experiment: Experiment, data_digest: str, storage_root_uri: str, forced_by: str = "") -> tuple[str, str]:
+def run_directory(
+    experiment: Experiment, data_digest: str, storage_root_uri: str, *, forced_by: str = "", pipeline_run_id: str = ""
+) -> tuple[str, str]:
     """Return the key and the directory of a run, also of one that an earlier release made under another key.
 
     A training that is done again by force has a key and a directory of its own, KEY-2, KEY-3, ...; the last one is the run from then
@@ -65,15 +68,29 @@ def run_directory(experiment: Experiment, data_digest: str, storage_root_uri: st
         data_digest: Content digest of the data set.
         forced_by: The pipeline's run that trains again although there is a training; empty takes what is there. A repeat that it
             began, or that another began and did not finish, goes on.
+        pipeline_run_id: The pipeline's run that asks. The training that it began stays its own when another trains again by force.
     """
     first = _first_key(experiment, data_digest, storage_root_uri)
     uri = storage.join(storage_root_uri, _REPEATS, f"{first}.json")
     repeat = storage.read_record(uri, _Repeat) if storage.exists(uri) else None
-    key = repeat.key if repeat else first
+    number = _number(repeat.key, first) if repeat else 1
+    if pipeline_run_id and number > 1:
+        for key in (_repeat_key(first, each) for each in range(number, 0, -1)):
+            if _last_attempt(_directory(key, storage_root_uri)).pipeline_run_id == pipeline_run_id:
+                return key, _directory(key, storage_root_uri)
+    key = _repeat_key(first, number)
     goes_on = repeat and (repeat.pipeline_run_id == forced_by or not read_result(_directory(key, storage_root_uri)))
     if forced_by and not goes_on and _is_there(key, storage_root_uri):
-        key = f"{first}-{int(key.removeprefix(f'{first}-')) + 1 if repeat else 2}"
+        key = _repeat_key(first, number + 1)
     return key, _directory(key, storage_root_uri)
+
+
+def _repeat_key(first: str, number: int) -> str:
+    return f"{first}-{number}" if number > 1 else first
+
+
+def _number(key: str, first: str) -> int:
+    return int(key.removeprefix(f"{first}-"))
 
 
 def _first_key(experiment: Experiment, data_digest: str, storage_root_uri: str) -> str:
@@ -103,7 +120,8 @@ class _Deletion:
 
 @dataclass(kw_only=True)
 class _Attempt:
-    time: float
+    time: float = 0.0
+    pipeline_run_id: str = ""
 
 
 def storage_root_of(directory_uri: str) -> str:
@@ -150,14 +168,26 @@ def require_not_deleting(directory_uri: str) -> None:
 
 def run_files(arguments: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return the run's key, its directory and the URI of its result, from the arguments of the training step."""
-    forced_by = arguments.get("pipeline_run_id", "") if arguments.get("force_from") == TRAIN_STEP else ""
-    run = identify(Experiment.from_json(arguments["experiment"]), arguments["data_uri"], arguments["storage_root_uri"], forced_by)
+    pipeline_run_id = arguments.get("pipeline_run_id", "")
+    run = identify(
+        Experiment.from_json(arguments["experiment"]),
+        arguments["data_uri"],
+        arguments["storage_root_uri"],
+        forced_by=pipeline_run_id if arguments.get("force_from") == TRAIN_STEP else "",
+        pipeline_run_id=pipeline_run_id,
+    )
     return run.key, run.uri, storage.join(run.uri, RESULT)
 
 
-def note_attempt(run_uri: str, data_uri: str) -> None:
+def note_attempt(run_uri: str, data_uri: str, pipeline_run_id: str = "") -> None:
     """Record that an attempt to train on that data set begins now; it may wait long for data before its first metrics."""
-    storage.write_json(storage.join(run_uri, ATTEMPT), {"time": int(time.time() * 1000), "data_uri": data_uri})
+    attempt = {"time": int(time.time() * 1000), "data_uri": data_uri, "pipeline_run_id": pipeline_run_id}
+    storage.write_json(storage.join(run_uri, ATTEMPT), attempt)
+
+
+def _last_attempt(run_uri: str) -> _Attempt:
+    uri = storage.join(run_uri, ATTEMPT)
+    return storage.read_record(uri, _Attempt) if storage.exists(uri) else _Attempt()
 
 
 def data_of(run_uri: str) -> str:
@@ -171,9 +201,7 @@ def data_of(run_uri: str) -> str:
 
 def last_progress(run_uri: str) -> float:
     """Return when a training last logged metrics or began an attempt, in seconds since 1970; 0 where it has done neither."""
-    uri = storage.join(run_uri, ATTEMPT)
-    began = storage.read_record(uri, _Attempt).time if storage.exists(uri) else 0
-    return max(began, last_time(run_uri)) / 1000
+    return max(_last_attempt(run_uri).time, last_time(run_uri)) / 1000
 
 
 def read_result(run_uri: str) -> dict[str, Any]:

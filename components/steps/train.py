@@ -83,7 +83,7 @@ def train_run(
     """
     worker_resources = Resources.from_dict(resources)
     forced_by = pipeline_run_id if force_from == TRAIN_STEP else ""
-    run = identify(Experiment.from_json(experiment), data_uri, storage_root_uri, forced_by)
+    run = identify(Experiment.from_json(experiment), data_uri, storage_root_uri, forced_by=forced_by, pipeline_run_id=pipeline_run_id)
     if pipeline_run_id and not parent_run_id and not read_result(run.uri):  # an ablation's trials need not measure bits/dim
         require_likelihood_images(run.experiment, data_uri)
     claim_directory(run)
@@ -112,7 +112,7 @@ def train_run(
             }
             tags |= {TRIAL_TAG: trial} if trial else {}
             tracked = run_stoppable(lambda: _open_tracked(run, tracking_experiment, tags, pipeline_run_id, parent_run_id), stop)
-            note_attempt(run.uri, data_uri)
+            note_attempt(run.uri, data_uri, pipeline_run_id)
             result, pruned = _train(run, worker_resources, data_uri, reference_uri, tracked.run_id, ray_address, stop, prune)
             if pruned:
                 tracked.set_tags({PRUNED_TAG: pruned})
@@ -227,6 +227,7 @@ def _train(
     from evaluation.monitoring.checkpoint_scorer import comparable, read_history
     from training.checkpoints import checkpoint
     from training.loop.interfaces import STOP_REQUESTED, Job
+    from training.models.ema import average_name
 
     experiment, run_uri = run.experiment, run.uri
     job = Job(
@@ -259,7 +260,7 @@ def _train(
         say(f"pruned at step {outcome.step:,} of {experiment.optim.num_steps:,}: {pruned}")
         return {}, pruned
     best_step = decision.best_step if decision.best_step is not None else outcome.step
-    usual_weights = f"ema_{experiment.optim.ema_decays[0]}" if experiment.optim.ema_decays else "model"
+    usual_weights = average_name(experiment.optim.ema_decays[0]) if experiment.optim.ema_decays else "model"
     if outcome.stop_reason:
         say(f"stopped at step {outcome.step:,} of {experiment.optim.num_steps:,}: {outcome.stop_reason}")
     result = {

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.steps.runs import Run, claim_directory, run_directory
+from components.steps.runs import Run, claim_directory, note_attempt, run_directory
 from evaluation.records.run_directory import RESULT
 from training import storage
 from training.checkpoints import checkpoint
@@ -156,10 +156,10 @@ def test_another_evaluation_of_a_run_takes_the_place_of_the_old_and_another_trai
 
 def test_a_forced_training_gets_a_directory_of_its_own_once_and_is_the_run_from_then_on(tmp_path: Path) -> None:
     def directory(forced_by: str = "") -> str:
-        return run_directory(DEMO, DIGEST, str(tmp_path), forced_by)[1]
+        return run_directory(DEMO, DIGEST, str(tmp_path), forced_by=forced_by)[1]
 
     def begin(forced_by: str = "") -> str:
-        key, uri = run_directory(DEMO, DIGEST, str(tmp_path), forced_by)
+        key, uri = run_directory(DEMO, DIGEST, str(tmp_path), forced_by=forced_by)
         manifest = SimpleNamespace(content_digest=DIGEST)
         claim_directory(Run(experiment=DEMO, manifest=manifest, key=key, uri=uri, forced_by=forced_by))
         return uri
@@ -181,3 +181,22 @@ def test_a_forced_training_gets_a_directory_of_its_own_once_and_is_the_run_from_
     storage.delete_prefix(second)  # somebody has given it up
     assert [directory(), directory("b")] == [third] * 2
     assert directory("c") == f"{first}-4"
+
+
+def test_a_pipelines_run_keeps_its_training_when_another_trains_again_by_force(tmp_path: Path) -> None:
+    """A retry of its step would else follow the other's training, and its last step would tell the other's numbers."""
+
+    def begin(pipeline_run_id: str, forced_by: str = "") -> str:
+        key, uri = run_directory(DEMO, DIGEST, str(tmp_path), forced_by=forced_by, pipeline_run_id=pipeline_run_id)
+        manifest = SimpleNamespace(content_digest=DIGEST)
+        claim_directory(Run(experiment=DEMO, manifest=manifest, key=key, uri=uri, forced_by=forced_by))
+        note_attempt(uri, "data", pipeline_run_id)
+        return uri
+
+    first = begin("a")
+    second = begin("b", "b")
+    storage.write_json(f"{second}/{RESULT}", {"step": 1})
+    third = begin("c", "c")
+    assert [second, third] == [f"{first}-2", f"{first}-3"]
+    assert [begin("a"), begin("b"), begin("b", "b"), begin("c", "c")] == [first, second, second, third]
+    assert run_directory(DEMO, DIGEST, str(tmp_path), pipeline_run_id="d")[1] == third
