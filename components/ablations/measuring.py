@@ -12,7 +12,7 @@ from evaluation.ablations.definitions.ablation import Joint, Trial, label_of
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.joint import input_digests, measure_jointly
 from evaluation.ablations.trials.measures import measure
-from evaluation.ablations.trials.record import TrialRecord, read_record
+from evaluation.ablations.trials.record import AblationTrial, read_record
 from evaluation.ablations.trials.trial_model import TrialModel, find_trial_model
 from evaluation.records.run_directory import RESULT
 from training import storage
@@ -28,7 +28,7 @@ def measure_one(
     run_uri: str,
     resources: Mapping[str, Any],
     pipeline_run_id: str = "",
-) -> TrialRecord:
+) -> AblationTrial:
     """Take all measures of a trial.
 
     Args:
@@ -48,7 +48,7 @@ def measure_one(
         found["flops_per_step"] = _flops_per_step(model)
     manifest = read_manifest(storage.join(item["data_uri"], "train"))
     say(f"measured {', '.join(trial.measures)} of step {model.step:,} ({model.weights})")
-    return TrialRecord(
+    return AblationTrial(
         label=trial.label,
         role=trial.role,
         values=trial.values,
@@ -66,7 +66,7 @@ def measure_one(
     )
 
 
-def measure_several(joint: Joint, items: Sequence[Mapping[str, Any]], resources: Mapping[str, Any]) -> TrialRecord:
+def measure_several(joint: Joint, items: Sequence[Mapping[str, Any]], resources: Mapping[str, Any]) -> AblationTrial:
     """Take the joint measurement of trials that are all measured.
 
     Args:
@@ -74,7 +74,7 @@ def measure_several(joint: Joint, items: Sequence[Mapping[str, Any]], resources:
         resources: See `measure_one`.
     """
     models: dict[str, TrialModel] = {}
-    records: list[TrialRecord] = []
+    records: list[AblationTrial] = []
     for item in items:
         record = read_record(item["ablation_uri"], item["label"])
         assert record is not None, "the caller checks that every trial is measured"

@@ -19,7 +19,7 @@ from training.console import say
 from training.tracking.client import TrackingError
 
 if TYPE_CHECKING:
-    from evaluation.ablations.trials.record import TrialRecord
+    from evaluation.ablations.trials.record import AblationTrial
     from training.tracking.tracked_run import Status, TrackedRun
 
 PAGE = "report.html"
@@ -97,7 +97,7 @@ def make_report(ablation_uri: str, page_path: str = "", *, cancelled: bool = Fal
     return uri
 
 
-def _mlflow_links(plan: Plan, records: Sequence[TrialRecord]) -> tuple[TrackedRun | None, str, dict[str, str]]:
+def _mlflow_links(plan: Plan, records: Sequence[AblationTrial]) -> tuple[TrackedRun | None, str, dict[str, str]]:
     """Return the ablation's run, the address of the comparison, and the page's links to MLflow.
 
     Where MLflow does not answer, the run is None and the only link is the plan's.
@@ -114,9 +114,9 @@ def _mlflow_links(plan: Plan, records: Sequence[TrialRecord]) -> tuple[TrackedRu
         return None, plan.parent_url, {"The ablation in MLflow": plan.parent_url}
 
 
-def collect(ablation_uri: str, request: AblationRequest) -> list[TrialRecord]:
+def collect(ablation_uri: str, request: AblationRequest) -> list[AblationTrial]:
     """Return a record for every trial, in the plan's order, then for the joint measurement; a missing record counts as failed."""
-    from evaluation.ablations.trials.record import TrialRecord, read_record, split_by_seed
+    from evaluation.ablations.trials.record import AblationTrial, read_record, split_by_seed
 
     records = []
     for trial in request.trials():
@@ -124,17 +124,17 @@ def collect(ablation_uri: str, request: AblationRequest) -> list[TrialRecord]:
         if record is None:
             error = "it left no record: its step did not start or was killed; see the step's log"
             known = {name: getattr(trial, name) for name in ("role", "values", "preset", "own", "seed")}
-            record = TrialRecord(label=trial.label, **known, error=error)
+            record = AblationTrial(label=trial.label, **known, error=error)
         records.append(record)
     role = request.ablation().joint_role
     for seed, of_seed in split_by_seed(records).items() if role else ():
         error = "it needs every trial, and one is missing" if any(record.error for record in of_seed) else "it was not measured yet"
         label = label_of(role, seed)
-        records.append(read_record(ablation_uri, label) or TrialRecord(label=label, role=role, error=error, seed=seed))
+        records.append(read_record(ablation_uri, label) or AblationTrial(label=label, role=role, error=error, seed=seed))
     return records
 
 
-def _describe(record: TrialRecord) -> str:
+def _describe(record: AblationTrial) -> str:
     if record.error:
         return f"{record.label}: failed, {record.error}"
     final = record.final

@@ -19,7 +19,7 @@ from training.config.errors import UserError, in_one_line
 from training.console import say
 
 if TYPE_CHECKING:
-    from evaluation.ablations.trials.record import TrialRecord
+    from evaluation.ablations.trials.record import AblationTrial
     from training.tracking.tracked_run import TrackedRun
 
 _MAX_REASON_LENGTH = 400
@@ -51,7 +51,7 @@ def measure_trial(item: Mapping[str, Any], run_uri: str, resources: Mapping[str,
         say(f"{item['label']}: was trained and measured before")
         return _uri_of_record(item)
 
-    def measure() -> TrialRecord:
+    def measure() -> AblationTrial:
         from components.ablations.measuring import measure_one
 
         plan = read_plan(item["ablation_uri"])
@@ -95,7 +95,7 @@ def _measure_jointly(plan: Plan, items: Sequence[Mapping[str, Any]], role: str, 
         say(f"{item['label']}: was measured before")
         return _uri_of_record(item)
 
-    def measure() -> TrialRecord:
+    def measure() -> AblationTrial:
         from components.ablations.measuring import measure_several
 
         return measure_several(plan.request.ablation().joint, items, resources)
@@ -106,10 +106,10 @@ def _measure_jointly(plan: Plan, items: Sequence[Mapping[str, Any]], role: str, 
 
 def log_record(uri: str, log_metric: Callable[[str, float], None]) -> str:
     """Log a record's reported numbers to the pipeline's page, and return the record's URI."""
-    from evaluation.ablations.trials.record import TrialRecord
+    from evaluation.ablations.trials.record import AblationTrial
     from evaluation.records.result import EvaluationResult
 
-    final = TrialRecord.read(uri).final
+    final = AblationTrial.read(uri).final
     if final is not None:
         for name, value in EvaluationResult.from_dict(final).flat_metrics().items():
             log_metric(name.rpartition("/")[2], value)
@@ -123,7 +123,7 @@ def reason(error: Exception) -> str:
     return message if len(message) <= _MAX_REASON_LENGTH else f"{message[:_MAX_REASON_LENGTH]} ..."
 
 
-def finished_record(item: Mapping[str, Any]) -> TrialRecord | None:
+def finished_record(item: Mapping[str, Any]) -> AblationTrial | None:
     """Return the record of a trial that was finished with the present images of its data set, or None.
 
     A trial whose training was deleted since is not finished: ablations that evaluate its run, and joint measurements, need the weights.
@@ -148,7 +148,7 @@ def _uri_of_record(item: Mapping[str, Any]) -> str:
     return record_uri(item["ablation_uri"], item["label"])
 
 
-def _write_record(item: Mapping[str, Any], measure: Callable[[], TrialRecord], pipeline_run_id: str) -> str:
+def _write_record(item: Mapping[str, Any], measure: Callable[[], AblationTrial], pipeline_run_id: str) -> str:
     with _tracked(item, pipeline_run_id) as tracked:
         record = dataclasses.replace(measure(), tracking_run_id=tracked.run_id)
         storage.write_json(_uri_of_record(item), record.to_dict())
@@ -159,7 +159,7 @@ def _write_record(item: Mapping[str, Any], measure: Callable[[], TrialRecord], p
 @contextlib.contextmanager
 def _tracked(item: Mapping[str, Any], pipeline_run_id: str) -> Iterator[TrackedRun]:
     """Open the trial's run in MLflow. A failure is written to the trial's record, where the report finds it, and to the run."""
-    from evaluation.ablations.trials.record import TrialRecord
+    from evaluation.ablations.trials.record import AblationTrial
 
     plan, label = read_plan(item["ablation_uri"]), item["label"]
     trial = plan.trial(label)
@@ -169,10 +169,10 @@ def _tracked(item: Mapping[str, Any], pipeline_run_id: str) -> Iterator[TrackedR
         yield tracked
     except Exception as error:
         if trial is None:
-            record = TrialRecord(label=label, role=plan.request.ablation().joint_role, error=reason(error), seed=seed)
+            record = AblationTrial(label=label, role=plan.request.ablation().joint_role, error=reason(error), seed=seed)
         else:
             known = {name: getattr(trial, name) for name in ("role", "values", "preset", "own")}
-            record = TrialRecord(label=label, **known, error=reason(error), seed=seed)
+            record = AblationTrial(label=label, **known, error=reason(error), seed=seed)
         storage.write_json(_uri_of_record(item), record.to_dict())
         tracked.finish("FAILED")
         raise

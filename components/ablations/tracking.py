@@ -20,7 +20,7 @@ from training.tracking.references import ABLATION_URI_TAG
 from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, TRIAL_TAG, open_run
 
 if TYPE_CHECKING:
-    from evaluation.ablations.trials.record import TrialRecord
+    from evaluation.ablations.trials.record import AblationTrial
     from training.tracking.tracked_run import TrackedRun
 
 ORDER_METRIC = "distance"
@@ -78,7 +78,7 @@ def open_trial(plan: Plan, label: str, trial: Trial | None, pipeline_run_id: str
     )
 
 
-def finish_trial(tracked: TrackedRun, record: TrialRecord) -> bool:
+def finish_trial(tracked: TrackedRun, record: AblationTrial) -> bool:
     """Log a trial's record to its run, and end the run as finished; return False if MLflow does not answer."""
     result_uri = storage.join(record.run_uri, RESULT)
     tags = {RUN_URI_TAG: record.run_uri, "iddpm.checkpoint_uri": record.checkpoint_uri}
@@ -91,7 +91,7 @@ def finish_trial(tracked: TrackedRun, record: TrialRecord) -> bool:
     return tracked.finish("FINISHED")
 
 
-def sample_pictures(record: TrialRecord) -> dict[tuple[str, int], Any]:
+def sample_pictures(record: AblationTrial) -> dict[tuple[str, int], Any]:
     """Return (name, step) -> pixels of every sample grid; the step is the number of sampling steps, for MLflow's slider."""
     from evaluation.records import grids, npz
 
@@ -110,7 +110,7 @@ def sample_pictures(record: TrialRecord) -> dict[tuple[str, int], Any]:
     return {key: read(uri) for key, (uri, read) in found.items() if storage.exists(uri)}
 
 
-def metric_points(record: TrialRecord) -> dict[tuple[str, int], float]:
+def metric_points(record: AblationTrial) -> dict[tuple[str, int], float]:
     """Return (metric, step) -> value of everything in a record that MLflow can draw.
 
     A single number is at step 0, and MLflow draws it as a bar. The step of a curve is a training step or a number of steps.
@@ -145,7 +145,7 @@ def metric_points(record: TrialRecord) -> dict[tuple[str, int], float]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def comparison_url(request: AblationRequest, parent: TrackedRun, records: Sequence[TrialRecord]) -> str:
+def comparison_url(request: AblationRequest, parent: TrackedRun, records: Sequence[AblationTrial]) -> str:
     """Return MLflow's page that compares the trials: as charts, sorted by the distance or bits/dim."""
     metrics = {name for record in records for name, _ in metric_points(record)}
     metric = next((name for name in (ORDER_METRIC, "bits_per_dim") if name in metrics), ORDER_METRIC)
@@ -154,7 +154,7 @@ def comparison_url(request: AblationRequest, parent: TrackedRun, records: Sequen
     return url
 
 
-def parallel_coordinates(parent: TrackedRun, records: Sequence[TrialRecord]) -> dict[str, str]:
+def parallel_coordinates(parent: TrackedRun, records: Sequence[AblationTrial]) -> dict[str, str]:
     """Return a link to MLflow's parallel coordinates of the trials; none for fewer than two trials."""
     run_ids = [record.tracking_run_id for record in records if record.tracking_run_id]
     return {"Parallel coordinates of the trials in MLflow": parent.compare_url(run_ids)} if len(run_ids) > 1 else {}

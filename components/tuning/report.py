@@ -15,7 +15,7 @@ from components.steps.mlflow_sync import call_at_end
 from components.steps.run_messages import tell_end
 from components.tuning.directory import PLAN, Plan, tuning_uri
 from evaluation.reports.study import as_json
-from evaluation.tuning.record import TrialRecord, best_of, ranked, read_records
+from evaluation.tuning.record import TuningTrial, best_of, ranked, read_records
 from evaluation.tuning.request import TuneRequest
 from training import storage
 from training.console import say
@@ -72,7 +72,7 @@ def close_tuning(tracked: TrackedRun, uri: str) -> Iterator[None]:
         yield
 
 
-def log_trials(tracked: TrackedRun, records: Sequence[TrialRecord]) -> None:
+def log_trials(tracked: TrackedRun, records: Sequence[TuningTrial]) -> None:
     """Log the score of each trial and the best up to it to the tuning's run; the step is the trial's number.
 
     A trial that failed and was run again changes the best of those after it too.
@@ -110,7 +110,7 @@ def make_report(uri: str, page_path: str = "") -> dict[str, Any]:
     return tuning_numbers(uri, records)
 
 
-def tuning_numbers(uri: str, records: Sequence[TrialRecord] | None = None) -> dict[str, Any]:
+def tuning_numbers(uri: str, records: Sequence[TuningTrial] | None = None) -> dict[str, Any]:
     """Return the best trial for messages: `summary` and the numbers; empty while none has finished.
 
     Args:

@@ -12,7 +12,7 @@ from components.steps.train import train_run
 from components.tuning.directory import PLAN, Plan, tune_files
 from components.tuning.report import close_tuning, log_trials, make_report, open_tuning
 from evaluation.tuning.optimiser import Pruner, suggest
-from evaluation.tuning.record import State, TrialRecord, best_of, read_records, smallest_scores, write_record
+from evaluation.tuning.record import State, TuningTrial, best_of, read_records, smallest_scores, write_record
 from evaluation.tuning.request import TuneRequest
 from evaluation.tuning.search import Axis, Value
 from training import storage
@@ -111,7 +111,7 @@ def label_of(number: int, params: Mapping[str, Value]) -> str:
     return f"{number}: {' '.join(f'{Axis(field=field).name}={value}' for field, value in params.items())}"
 
 
-def _pending(num_trials: int, records: list[TrialRecord]) -> list[int]:
+def _pending(num_trials: int, records: list[TuningTrial]) -> list[int]:
     """Return the trials to run: those without a record, then those that failed.
 
     One that was killed has no record. With the result of a failed one its suggestion would be another, and its training be lost.
@@ -120,7 +120,7 @@ def _pending(num_trials: int, records: list[TrialRecord]) -> list[int]:
     return sorted((number for number in range(num_trials) if states.get(number, "failed") == "failed"), key=lambda number: number in states)
 
 
-def _suggest(request: TuneRequest, records: list[TrialRecord], number: int) -> dict[str, Value]:
+def _suggest(request: TuneRequest, records: list[TuningTrial], number: int) -> dict[str, Value]:
     before = [record for record in records if record.number < number]
     return suggest(request.axes(), request.experiment(), before, number=number, seed=request.options.seed)
 
@@ -129,12 +129,12 @@ def _run_trial(
     request: TuneRequest,
     number: int,
     params: dict[str, Value],
-    others: list[TrialRecord],
+    others: list[TuningTrial],
     train: Train,
     *,
     data_uri: str,
     storage_root_uri: str,
-) -> TrialRecord:
+) -> TuningTrial:
     """Train a trial, or find it trained, and return its record.
 
     Raises:
@@ -155,7 +155,7 @@ def _run_trial(
             train(experiment, label, pruner)
     except (UserError, TrainingError) as error:
         say(f"trial {number} failed: {error}")
-        return TrialRecord(number=number, params=params, state="failed", reason=in_one_line(error), run_uri=run_uri)
+        return TuningTrial(number=number, params=params, state="failed", reason=in_one_line(error), run_uri=run_uri)
     history, result = comparable(read_history(run_uri), experiment.evaluation), read_result(run_uri)
     scores = smallest_scores(history)
     reason, rungs = pruner.judge(history) if pruner is not None else (None, {})
@@ -166,7 +166,7 @@ def _run_trial(
     else:
         state, reason = ("complete", "") if result else ("pruned", reason or "")
     say(f"trial {number}: {state}" + ("" if score is None else f", {score:.4g} at step {step:,}"))
-    return TrialRecord(
+    return TuningTrial(
         number=number,
         params=params,
         state=state,
@@ -179,7 +179,7 @@ def _run_trial(
     )
 
 
-def _pruner(request: TuneRequest, others: list[TrialRecord]) -> Pruner | None:
+def _pruner(request: TuneRequest, others: list[TuningTrial]) -> Pruner | None:
     if not request.options.reduction:
         return None
     return Pruner(

@@ -13,13 +13,15 @@ the features of the standard Inception network.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from evaluation.records.intervals import SPLITS
+from evaluation.records.intervals import HALVES
+from evaluation.records.not_finite import NotFiniteError
 from training.config.errors import UserError
 from training.shapes import Float, Float64
 
@@ -85,12 +87,21 @@ class Moments:
         return int(self.total.shape[0])
 
     def update(self, features: Float[Tensor, "batch dim"]) -> None:
-        """Add the features of a batch of images; refuse another dimension, and numbers that are not finite."""
+        """Add the features of a batch of images.
+
+        Raises:
+            UserError: They have another dimension.
+            NotFiniteError: A number is not finite.
+        """
         if features.shape[1] != self.dim:
             raise UserError(f"features of {features.shape[1]} dimensions do not fit moments of {self.dim}")
         rows = features.to(device="cpu", dtype=torch.float64)
-        if not bool(torch.isfinite(rows).all()):
-            raise UserError("features are not finite: the images or the extractor's weights are damaged, fetch them again")
+        num_lost = int((~rows.isfinite()).any(1).sum())
+        if num_lost:
+            raise NotFiniteError(
+                f"the features of {num_lost} of {len(rows)} images are not finite: samples overflow them, so take another checkpoint; or "
+                "the extractor's weights are damaged, so fetch them again"
+            )
         self.num_images += rows.shape[0]
         self.total += rows.sum(dim=0)
         self.outer.addmm_(rows.T, rows)
@@ -207,17 +218,13 @@ def leave_one_out_distances(reference: FeatureStatistics, blocks: BlockedMoments
 
 
 def distances_of_halves(reference: FeatureStatistics, blocks: BlockedMoments) -> list[list[float]]:
-    """Return the distances of both halves of the samples, for each of the six `SPLITS` of ten blocks; `jackknife_excess` takes them.
+    """Return the distances of both halves of the samples, for each of the six splits of ten blocks (`intervals.HALVES`).
 
     The list is empty for another number of blocks, or if a block has no image.
     """
-    if len(blocks.blocks) != len(SPLITS[0]) or min(block.num_images for block in blocks.blocks) < 1:
+    if len(blocks.blocks) != len(HALVES[0][0]) or min(block.num_images for block in blocks.blocks) < 1:
         return []
-    pairs = []
-    for split in SPLITS:
-        halves = ([block for block, half in zip(blocks.blocks, split, strict=True) if half == name] for name in "AB")
-        pairs.append([frechet_distance(reference, merged(half)) for half in halves])
-    return pairs
+    return [[frechet_distance(reference, merged(list(itertools.compress(blocks.blocks, half)))) for half in pair] for pair in HALVES]
 
 
 def _congruence(factor: Float64[Tensor, "dim dim"], matrix: Float64[Tensor, "dim dim"]) -> Float64[Tensor, "dim dim"]:

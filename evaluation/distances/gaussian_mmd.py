@@ -31,7 +31,7 @@ def gaussian_mmd(sample: Float[Tensor, "images dim"], reference: Float[Tensor, "
     to_blocks = torch.stack([len(block) * _kernel_means(x, block) for block in blocks if len(block)])  # [block, image]
     within = to_blocks.sum(dim=0) / len(x)
     value = SCALE * float(within.mean() + real.mean() - 2 * across.mean())
-    bias = SCALE * sum((1 - float(means.mean())) / (len(means) - 1) for means in (within, real)) or None
+    bias = SCALE * sum((1 - float(means.mean())) / (len(means) - 1) for means in (within, real))
     error = SCALE * 2 * float((within - across).std()) / len(x) ** 0.5
     note = f"Gaussian kernel of width {SIGMA:g}, times {SCALE:g}, {len(x):,} samples, {len(y):,} real images"
     interval = student_interval(value, error, None)

@@ -10,11 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from evaluation.records.intervals import (
+    HALF_SAMPLES,
     JACKKNIFE,
+    NORMAL_JACKKNIFE,
     OF_LOGARITHM,
     Interval,
+    Resampling,
     distance_error,
     logarithmic_interval,
+    resampled_degrees,
     resampled_error,
     share_interval,
     student_interval,
@@ -33,12 +37,15 @@ class MetricValue:
         name: "kid", "precision" and so on.
         standard_error: Its standard error over the draw of the samples; None if unknown.
         note: What it is, in a few words.
-        bias: Estimate of what the finite number of images adds to the value; `value - bias` is the corrected value. 0 marks an
-            unbiased estimator. None means that no correction is published, or that the estimate is 0, as for two equal sets.
+        bias: Estimate of what the finite number of images adds to the value; `value - bias` is the corrected value. None if no
+            correction is published.
+        is_unbiased: True for an unbiased estimator, whose bias is 0.
         interval: 95% interval over the draw of the samples; None if unknown. It is around the value, bias included.
         method: How the interval is found, in a few words.
         resampled: The number without each of ten blocks of samples, or that of each half (`intervals.resampled_error`). With these it is
             compared with another model's on the same noise; empty where that is not sound.
+        resampling: Which of the two they are.
+        is_normal: True for an interval that is a normal one although its error is estimated from few values.
     """
 
     name: str
@@ -49,6 +56,9 @@ class MetricValue:
     interval: Interval | None = None
     method: str = ""
     resampled: tuple[float, ...] = ()
+    resampling: Resampling = "blocks"
+    is_normal: bool = False
+    is_unbiased: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields without the name, for a result's `metrics`."""
@@ -59,8 +69,12 @@ class MetricValue:
             "interval": interval,
             "method": self.method,
             "bias": self.bias,
+            "is_unbiased": self.is_unbiased,
             "note": self.note,
             "resampled": list(self.resampled),
+            "resampling": self.resampling,
+            # None stands for many, as in `Difference`, and where there is nothing to compare.
+            "degrees_of_freedom": None if self.is_normal or not self.resampled else resampled_degrees(len(self.resampled), self.resampling),
         }
 
 
@@ -73,7 +87,9 @@ def by_jackknife(
     *,
     other_error: float = 0.0,
     limits: Interval = (-math.inf, math.inf),
-    method: str = JACKKNIFE,
+    resampling: Resampling = "blocks",
+    is_normal: bool = False,
+    is_unbiased: bool = False,
     of_halves: Sequence[Sequence[float]] = (),
     offset: float = 0.0,
 ) -> MetricValue:
@@ -83,21 +99,24 @@ def by_jackknife(
         resampled: The number without each block of samples, or of each half; too few give no interval.
         other_error: Standard error of the value for the given samples, from random subsets.
         limits: Smallest and largest possible value.
-        method: See `intervals.resampled_error`.
+        resampling, is_normal, is_unbiased: See `MetricValue`.
         of_halves: The number of both halves of six splits (`intervals.distance_error`), for a distance that may be mostly bias. Its
             interval is that of the logarithm of the number plus the offset.
         offset: What makes the number positive: 0 for a biased distance, and for an unbiased squared one what its estimator leaves out.
     """
-    error, degrees_of_freedom = resampled_error(resampled, method)
+    error = resampled_error(resampled, resampling)
+    degrees_of_freedom = None if is_normal else resampled_degrees(len(resampled), resampling)
+    method = HALF_SAMPLES if resampling == "halves" else NORMAL_JACKKNIFE if is_normal else JACKKNIFE
     find_interval = student_interval
     if of_halves:
         error, method, find_interval = distance_error(resampled, of_halves), OF_LOGARITHM, logarithmic_interval
     error = math.hypot(error, other_error)
     if not math.isfinite(error):
-        return MetricValue(name, value, None, note, bias)
+        return MetricValue(name, value, None, note, bias, is_unbiased=is_unbiased)
     low, high = (end - offset for end in find_interval(value + offset, error, degrees_of_freedom))
     interval = max(low, limits[0]), min(high, limits[1])
-    return MetricValue(name, value, error, note, bias, interval, method, () if other_error else tuple(resampled))
+    kept = () if other_error else tuple(resampled)
+    return MetricValue(name, value, error, note, bias, interval, method, kept, resampling, is_normal, is_unbiased)
 
 
 def share_of_images(name: str, has_property: Bool[Tensor, " images"], note: str) -> MetricValue:

@@ -5,8 +5,8 @@ images. All metrics come from one pass over the samples. Memory does not grow wi
 score's logits (202 MB for 50,000). Stored are ten blocks of moments (33.6 MB each in 2,048 dimensions; as many again for the sFID), and
 the features of at most 10,000 samples and 10,000 real images (82 MB each). Distances between images are computed in parts of at most 80 MB.
 
-To add one, write a function of `MetricInputs` and `MetricReference`, give it a row in `METRICS`, and add its name to
-`training.config.experiment.MetricName`.
+To add one, write a function of `MetricInputs` and `MetricReference`, give it a row in `METRICS` and each of its numbers one in
+`evaluation.records.metric_numbers`, and add its name to `training.config.experiment.MetricName`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ from evaluation.distances.metric_value import NUM_BLOCKS, MetricValue, by_jackkn
 from evaluation.distances.neighbours import NUM_NEIGHBOURS, density_coverage, near_real_images, recall_of_halves, share_near_others
 from evaluation.distances.sliced_wasserstein import sliced_wasserstein
 from evaluation.features.extractors import ExtractorId, ExtractorTraits, FeatureExtractor, is_published
-from evaluation.records.intervals import HALF_SAMPLES, HALVES, REST_OF_BLOCKS, jackknife_bias, student_interval
+from evaluation.records.intervals import PARTS, PartValues, jackknife_bias, part_values, student_interval
+from evaluation.records.metric_numbers import metric_number
 from training.config.errors import UserError
 from training.shapes import Float, Float32, Float64, Int64
 
@@ -54,10 +55,6 @@ _PUBLISHED_NAMES = {
     ("fd_infinity", "inception"): "fid_infinity",
 }
 """Names that belong to a distance in the published features of one network alone."""
-_OF_SINGLE_IMAGES = frozenset(
-    {"kernel_distance", "gaussian_mmd", "sliced_wasserstein", "precision", "recall", "density", "coverage", "kid", "cmmd", "mind"}
-)
-"""Names of the numbers of metrics whose output is "features"."""
 
 
 @dataclass
@@ -155,7 +152,7 @@ def kernel_distance(sample: Float32[Tensor, "images dim"], reference: Float32[Te
     """Return the unbiased squared MMD under the kernel (x.y / d + 1)^3, as a mean over random subsets.
 
     Its interval is that of the logarithm of the biased squared MMD of such subsets, which is positive: each image of both sets is
-    paired with itself there, too (`KernelDistanceParts.own_pair`).
+    paired with itself there, too.
 
     Source: Binkowski et al. 2018; computed by torch-fidelity. In the features of the standard Inception network it is the KID.
     """
@@ -167,50 +164,41 @@ def kernel_distance(sample: Float32[Tensor, "images dim"], reference: Float32[Te
     note, other_error = f"mean over {_NUM_SUBSETS} subsets of {size:,}, whose spread is {spread:.2g}", spread / math.sqrt(_NUM_SUBSETS)
     if size == len(sample) == len(reference):  # every subset is the whole set: the values differ only by rounding
         note, other_error = f"of all {size:,}", 0.0
-    parts = kernel_distance_of_parts(sample, reference)
+    parts, own_pair = kernel_distance_of_parts(sample, reference)
     return by_jackknife(
         "kernel_distance",
         mean,
         parts.without_blocks,
         note,
         0.0,
+        is_unbiased=True,
         other_error=other_error,
         of_halves=parts.of_halves,
-        offset=parts.own_pair * 2 / size,
+        offset=own_pair * 2 / size,
     )
 
 
-class KernelDistanceParts(NamedTuple):
-    """Squared MMDs of the cubic kernel on parts of a sample, less the term of the real images alone.
+def kernel_distance_of_parts(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> tuple[PartValues, float]:
+    """Return the squared MMDs of the cubic kernel on parts of a sample, less the term of the real images alone, and the own pair.
 
-    Attributes:
-        without_blocks: Without each of ten blocks of samples; empty for fewer than 20 samples.
-        of_halves: Of both halves of six splits of the blocks (`intervals.jackknife_excess`); empty likewise.
-        own_pair: The kernel of an image with itself, less that of two images; it adds 1/n of it to the biased squared MMD of n images.
+    The own pair is the kernel of an image with itself, less that of two images; it adds 1/n of it to the biased squared MMD of n images.
+    For fewer than 20 samples there are no parts, and it is 0.
     """
-
-    without_blocks: list[float]
-    of_halves: list[tuple[float, float]]
-    own_pair: float
-
-
-def kernel_distance_of_parts(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> KernelDistanceParts:
-    """Return the squared MMDs of the cubic kernel on parts of a sample."""
     blocks = sample.tensor_split(NUM_BLOCKS)
     if len(blocks[-1]) < 2:
-        return KernelDistanceParts([], [], 0.0)
+        return part_values([]), 0.0
     within = torch.tensor([[float(_cubic_sum(x, y)) for y in blocks] for x in blocks], dtype=torch.float64)
     own = torch.stack([((x.double().square().sum(dim=1) / x.shape[1] + 1) ** 3).sum() for x in blocks])
     across = torch.stack([torch.stack([_cubic_sum(x, y) for y in torch.split(reference, 1000)]).sum() for x in blocks]) / len(reference)
     found = []
-    for part in torch.tensor(REST_OF_BLOCKS + HALVES):
+    for part in torch.tensor(PARTS):
         count = sum(len(block) for block, has in zip(blocks, part, strict=True) if has)
         pairs = within[part][:, part].sum() - own[part].sum()
         found.append(float(pairs / (count * (count - 1)) - 2 * across[part].sum() / count))
     count = len(sample)
     of_another = (within.sum() - own.sum()) / (count * (count - 1))
     own_pair = float(own.sum() / count - of_another)
-    return KernelDistanceParts(found[:NUM_BLOCKS], list(itertools.pairwise(found[NUM_BLOCKS:]))[::2], own_pair)
+    return part_values(found), own_pair
 
 
 def _cubic_sum(x: Float32[Tensor, "images dim"], y: Float32[Tensor, "others dim"]) -> Float[Tensor, ""]:
@@ -231,7 +219,7 @@ def precision_recall(sample: Float32[Tensor, "images dim"], reference: Float32[T
     reached = near_real_images(reference, sample, _PRECISION_NEIGHBOURS)  # the two sets exchanged: a sample's ball, and a real image in it
     return [
         share_of_images("precision", near_real_images(sample, reference, _PRECISION_NEIGHBOURS), notes[0]),
-        by_jackknife("recall", float(reached.float().mean()), of_halves, notes[1], limits=(0.0, 1.0), method=HALF_SAMPLES),
+        by_jackknife("recall", float(reached.float().mean()), of_halves, notes[1], limits=(0.0, 1.0), resampling="halves"),
     ]
 
 
@@ -251,7 +239,7 @@ def inception_score(logits: Float[Tensor, "images classes"]) -> MetricValue:
     whole = float(isc_features_to_metric(logits, splits=1)["inception_score_mean"])
     error = spread / math.sqrt(_NUM_SPLITS - 1)  # the spread of n values divides by n
     note = f"mean over {_NUM_SPLITS} splits, whose spread is {spread:.2g}"
-    bias = (mean - whole) * _NUM_SPLITS / (_NUM_SPLITS - 1) or None
+    bias = (mean - whole) * _NUM_SPLITS / (_NUM_SPLITS - 1)
     interval = student_interval(mean, error, _NUM_SPLITS - 1)
     return MetricValue("inception_score", mean, error, note, bias, interval, "ten independent splits, Student's t", without)
 
@@ -450,7 +438,10 @@ def compute_metrics(inputs: MetricInputs, reference: MetricReference) -> list[Me
     if reference.features is not None:
         require_count(need_real_images(inputs.metrics), len(reference.features), "real images")
     found = [value for name, metric in METRICS.items() if name in inputs.metrics for value in metric.compute(inputs, reference)]
-    return [dataclasses.replace(value, name=_name(value.name, reference.extractor), note=_with_bias(value)) for value in found]
+    named = [dataclasses.replace(value, name=_name(value.name, reference.extractor), note=_with_bias(value)) for value in found]
+    for value in named:
+        metric_number(value.name)  # refused now, and not when the result is read
+    return named
 
 
 def _name(general: str, extractor: ExtractorId) -> str:
@@ -459,14 +450,16 @@ def _name(general: str, extractor: ExtractorId) -> str:
 
 
 def _with_bias(value: MetricValue) -> str:
-    if not value.bias:
-        return value.note if value.bias is None else f"{value.note}; unbiased"
+    if value.is_unbiased:
+        return f"{value.note}; unbiased"
+    if value.bias is None:
+        return value.note
     return f"{value.note}; bias of so many images about {value.bias:.2g}, without it {value.value - value.bias:.4g}"
 
 
 def max_images(name: str) -> int | None:
     """Return the most samples that a value of `compute_metrics` uses; None for no limit."""
-    return MAX_FEATURES if name in _OF_SINGLE_IMAGES else None
+    return MAX_FEATURES if metric_number(name).of_single_images else None
 
 
 def extract_features(images: Iterable[tuple[Tensor, Tensor]], extractor: FeatureExtractor) -> Float32[Tensor, "images dim"]:

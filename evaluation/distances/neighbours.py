@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from evaluation.distances.metric_value import NUM_BLOCKS, MetricValue, by_jackknife
-from evaluation.records.intervals import NORMAL_JACKKNIFE, balanced_halves
+from evaluation.records.intervals import balanced_halves
 from training.shapes import Bool, Float, Float64
 
 NUM_NEIGHBOURS = 5
@@ -61,7 +61,7 @@ def density_coverage(
             coverage,
             f"{counts}; samples of the real distribution have {perfect:.4f}",
             limits=(0.0, 1.0),
-            method=NORMAL_JACKKNIFE,
+            is_normal=True,
         ),
     ]
 

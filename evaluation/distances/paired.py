@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from evaluation.distances.metrics import max_images
-from evaluation.records.intervals import jackknife_error, resampled_error
+from evaluation.records.intervals import (
+    HALF_SAMPLES,
+    JACKKNIFE,
+    NORMAL_JACKKNIFE,
+    Resampling,
+    jackknife_error,
+    resampled_degrees,
+    resampled_error,
+)
+from evaluation.records.metric_numbers import metric_number
 from evaluation.records.paired import Difference
 from evaluation.records.result import EvaluationResult
 
-_HIGHER_IS_BETTER = {
-    "precision": True,
-    "recall": True,
-    "coverage": True,
-    "label_agreement": True,
-    "inception_score": True,
-    "density": None,
-}
-"""The better side of metrics that are no distances; None for density, which is also higher if samples crowd together."""
+_EARLIER_HALVES = "14 balanced halves of the samples, Student's t"
+_EARLIER_NORMAL = "jackknife over ten blocks of samples, normal"
+"""The two methods in words that results of earlier versions have in place of `resampling` and `degrees_of_freedom`: never reword them."""
 
 
 def distance_difference(result: EvaluationResult, other: EvaluationResult) -> Difference:
@@ -35,14 +40,25 @@ def distance_difference(result: EvaluationResult, other: EvaluationResult) -> Di
     )
 
 
-_SHARES_OF_SAMPLES = frozenset({"precision", "label_agreement"})
-
-
 def why_unpaired(name: str) -> str:
     """Return in words why a metric has no difference."""
-    if _HIGHER_IS_BETTER.get(name, False) is None:
+    if metric_number(name).higher_is_better is None:
         return "it has no better side"
     return "it is not known without each block of samples, as a mean over random subsets or of too few samples"
+
+
+def difference_method(item: Mapping[str, Any]) -> str:
+    """Return in words how the interval of a stored metric's difference is found."""
+    resampling, degrees_of_freedom = _resampling_of(item)
+    return HALF_SAMPLES if resampling == "halves" else NORMAL_JACKKNIFE if degrees_of_freedom is None else JACKKNIFE
+
+
+def _resampling_of(item: Mapping[str, Any]) -> tuple[Resampling, int | None]:
+    """Return the parts on which a stored metric is known, and the degrees of freedom of an error by them, None for many."""
+    if "resampling" in item:
+        return item["resampling"], item["degrees_of_freedom"]
+    resampling: Resampling = "halves" if item["method"] == _EARLIER_HALVES else "blocks"
+    return resampling, None if item["method"] == _EARLIER_NORMAL else resampled_degrees(len(item["resampled"]), resampling)
 
 
 def metric_differences(result: EvaluationResult, other: EvaluationResult) -> dict[str, Difference]:
@@ -57,16 +73,17 @@ def metric_differences(result: EvaluationResult, other: EvaluationResult) -> dic
     """
     found = {}
     for name, ours in result.metrics.items():
-        higher_is_better = _HIGHER_IS_BETTER.get(name, False)
+        number = metric_number(name)
         theirs = other.metrics.get(name, {})
         values, others = (item.get("resampled") or [] for item in (ours, theirs))  # results of earlier versions have none
         is_known = values and len(values) == len(others) and None not in (ours["value"], theirs["value"], *values, *others)
-        if not is_known or higher_is_better is None:
+        if not is_known or number.higher_is_better is None:
             continue
-        error, degrees_of_freedom = resampled_error([a - b for a, b in zip(values, others, strict=True)], ours["method"])
+        resampling, degrees_of_freedom = _resampling_of(ours)
+        error = resampled_error([a - b for a, b in zip(values, others, strict=True)], resampling)
         num_samples, most = result.protocol["distance"]["num_samples"], max_images(name)
         num_images = num_samples if most is None else min(num_samples, most)
-        if name in _SHARES_OF_SAMPLES:
+        if number.share_of == "samples":
             error = math.hypot(error, 1 / num_images)
         found[name] = Difference(
             value=ours["value"] - theirs["value"],
@@ -74,6 +91,6 @@ def metric_differences(result: EvaluationResult, other: EvaluationResult) -> dic
             degrees_of_freedom=degrees_of_freedom,
             num_images=num_images,
             max_images=most,
-            higher_is_better=higher_is_better,
+            higher_is_better=number.higher_is_better,
         )
     return found

@@ -8,13 +8,11 @@ projections. Sets that differ by a shift s have 3 |s|^2. No covariance is estima
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
 from evaluation.distances.metric_value import NUM_BLOCKS, MetricValue, by_jackknife
-from evaluation.records.intervals import HALVES, REST_OF_BLOCKS, jackknife_bias
+from evaluation.records.intervals import PARTS, jackknife_bias, part_values
 from training.shapes import Float, Float32
 
 NUM_DIRECTIONS = 1000
@@ -37,18 +35,18 @@ def sliced_wasserstein(
     count, dim = min(len(sample), len(reference)), sample.shape[1]
     directions = random_directions(dim) if directions is None else directions
     block_of = torch.arange(count) * NUM_BLOCKS // count
-    parts = torch.tensor([[True] * NUM_BLOCKS, *(REST_OF_BLOCKS + HALVES if count > NUM_BLOCKS else [])])[:, block_of]  # [part, image]
+    parts = torch.tensor([[True] * NUM_BLOCKS, *(PARTS if count > NUM_BLOCKS else [])])[:, block_of]  # [part, image]
     totals = [0.0] * len(parts)
     for some in torch.split(directions, _DIRECTIONS_AT_ONCE):
         (x, from_x), (y, from_y) = ((some @ features[:count].float().T).sort(dim=1) for features in (sample, reference))
         for number, part in enumerate(parts):
             of_x, of_y = (z[part[origin]].view(len(some), -1) for z, origin in ((x, from_x), (y, from_y)))
             totals[number] += float((of_x - of_y).double().square().mean(dim=1).sum())
-    value, *of_parts = (3 * dim / len(directions) * total for total in totals)
-    without, of_halves = of_parts[:NUM_BLOCKS], of_parts[NUM_BLOCKS:]
-    bias = jackknife_bias(value, without)
+    value, *values = (3 * dim / len(directions) * total for total in totals)
+    of_parts = part_values(values)
+    bias = jackknife_bias(value, of_parts.without_blocks)
     note = f"{len(directions):,} directions, {count:,} samples and as many real images"
-    return by_jackknife("sliced_wasserstein", value, without, note, bias, of_halves=list(itertools.pairwise(of_halves))[::2])
+    return by_jackknife("sliced_wasserstein", value, of_parts.without_blocks, note, bias, of_halves=of_parts.of_halves)
 
 
 def random_directions(dim: int, number: int = NUM_DIRECTIONS, seed: int = 0) -> Float32[Tensor, "number dim"]:

@@ -27,6 +27,8 @@ _RESERVED_NAMES = re.compile(
 _AtLeastOne = Annotated[int, Field(ge=1)]
 _AtLeastTwo = Annotated[int, Field(ge=2)]
 _AtLeastZero = Annotated[int, Field(ge=0)]
+_Seed = Annotated[int, Field(ge=0, lt=2**48)]
+"""Those that `derived_seed` makes have 48 bits. Of larger ones, which noise takes modulo 2^64, two could draw the same images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +42,8 @@ class EvaluationOptions:
         metrics: Further metrics; see `evaluation.distances.metrics`.
         memorisation: Search the training set for copies among the samples (`evaluation.memorisation`).
         num_reference_images: Real images behind the reference statistics, 2 or more; all of them in a data set with fewer.
-        likelihood_steps: K: network evaluations per image for "stratified" and "learned", strided timesteps for "spaced".
+        likelihood_steps: K: network evaluations per image for "stratified" and "learned", strided timesteps for "spaced". `evaluate`
+            refuses it for "full".
         purpose: Name of the draw: "report" for the reported number; another word gives independent noise.
         seed: Seed of all noise, to compare models on the same; None derives it from the experiment's seed and the purpose.
         extractor_weights: See `evaluation.features.extractors.load_extractor`.
@@ -64,7 +67,7 @@ class EvaluationOptions:
     likelihood_form: LikelihoodForm | None = None
     likelihood_steps: _AtLeastOne | None = None
     purpose: str = "report"
-    seed: int | None = None
+    seed: _Seed | None = None
     extractor: Extractor | None = None
     extractor_weights: str | None = None
     batch_size: _AtLeastZero = 0

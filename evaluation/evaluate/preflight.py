@@ -18,7 +18,7 @@ from evaluation.memorisation.copied_share import FALSE_ALARM_RATE
 from evaluation.memorisation.nearest import MAX_NEIGHBOURS
 from evaluation.memorisation.search import MAX_IMAGES, obstacle
 from evaluation.records.devices import default_batch_size, describe_arithmetic, sampling_batch_size
-from evaluation.records.protocol_card import derived_seed, describe_sampling, versions
+from evaluation.records.protocol_card import TEST_DIGEST, derived_seed, describe_sampling, versions
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.sampling.chunks import default_chunk_size
 from evaluation.sampling.generate import QUANTIZATION
@@ -31,7 +31,7 @@ from training.config.errors import UserError
 from training.config.experiment import Experiment, LikelihoodForm
 from training.config.plain import as_plain, as_plain_fields
 from training.console import say
-from training.data.format.manifest import read_manifest
+from training.data.format.manifest import MANIFEST, read_manifest
 from training.data.splits import read_train_manifest
 from training.distributed.arithmetic import require_fast
 
@@ -104,6 +104,9 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     require_count(metrics, samples.num_images, "samples", extractor.dim)
     likelihood = _plan_likelihood(spec, model, data_uri, options, samples.seed) if options.likelihood else None
     memorisation = options.memorisation and _can_find_copies(samples, data_uri)
+    card = _card(model, provenance, samples, likelihood, options) | (_memorisation_card() if memorisation else {})
+    if options.held_out or memorisation:
+        card[TEST_DIGEST] = _test_digest(data_uri)
     run_uri = run_uri_of(spec.checkpoint_uri)
     identity = json.dumps([samples.to_dict(), likelihood.to_dict() if likelihood else None])
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
@@ -124,7 +127,7 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         likelihood=likelihood,
         images_uri=storage.join(run_uri, SAMPLES, f"images-{key}"),
         work_uri=storage.join(run_uri, EVALUATIONS, f"work-{key}"),
-        card={**_card(model, provenance, samples, likelihood, options), **(_memorisation_card() if memorisation else {})},
+        card=card,
     )
 
 
@@ -153,8 +156,25 @@ def require_possible(specs: Iterable[ModelSpec], data_uri: str, options: Evaluat
             class_counts=class_counts,
             low_res_uri=options.low_res_uri,
         )
+        require_used_steps(model.experiment, options)
         if options.likelihood:
             _likelihood_settings(model, data_uri, options)
+
+
+def require_used_steps(experiment: Experiment, options: EvaluationOptions) -> None:
+    """Refuse a number of steps of the full likelihood, which a person gave in the options and which nothing would use.
+
+    It is no check of `preflight`, as a comparison fills the options from an experiment, where a number always stands.
+
+    Raises:
+        UserError: The likelihood is the full one, and the options have a number of steps.
+    """
+    form = options.likelihood_form or experiment.evaluation.likelihood_form
+    if options.likelihood and form == "full" and options.likelihood_steps is not None:
+        raise UserError(
+            f"likelihood_steps: a full likelihood takes every timestep, so {options.likelihood_steps} would change nothing; "
+            "leave it out, or take the form stratified, spaced or learned"
+        )
 
 
 def _check_metrics(
@@ -226,6 +246,12 @@ def _memorisation_card() -> dict[str, Any]:
     }
 
 
+def _test_digest(data_uri: str) -> str | None:
+    """Return the digest of the test images; None if there are none."""
+    dataset_uri = storage.join(data_uri, "test")
+    return read_manifest(dataset_uri).content_digest if storage.exists(storage.join(dataset_uri, MANIFEST)) else None
+
+
 def _chosen_metrics(options: EvaluationOptions, experiment: Experiment) -> tuple[str, ...] | None:
     """Return the metrics that the options or the experiment name; None if neither does."""
     return experiment.evaluation.metrics if options.metrics is None else options.metrics
@@ -233,9 +259,10 @@ def _chosen_metrics(options: EvaluationOptions, experiment: Experiment) -> tuple
 
 def _likelihood_settings(model: TrainedModel, data_uri: str, options: EvaluationOptions) -> tuple[LikelihoodForm, int, str, int]:
     """Return the form, its number of steps, the split's directory and the number of its images; refuse a chain that is too long."""
-    evaluation = model.experiment.evaluation
-    form, num_steps = options.likelihood_form or evaluation.likelihood_form, options.likelihood_steps or evaluation.likelihood_steps
-    require_num_steps(form, num_steps, model.experiment.diffusion.num_timesteps)
+    evaluation, num_timesteps = model.experiment.evaluation, model.experiment.diffusion.num_timesteps
+    form = options.likelihood_form or evaluation.likelihood_form
+    num_steps = num_timesteps if form == "full" else options.likelihood_steps or evaluation.likelihood_steps
+    require_num_steps(form, num_steps, num_timesteps)
     dataset_uri = storage.join(data_uri, options.likelihood_split or evaluation.likelihood_split)
     available = read_manifest(dataset_uri).num_images
     return form, num_steps, dataset_uri, min(options.likelihood_num_images or evaluation.likelihood_num_images or available, available)
@@ -259,6 +286,7 @@ def _plan_likelihood(spec: ModelSpec, model: TrainedModel, data_uri: str, option
         chunk_size=default_chunk_size(num_images, default),
         timesteps=timesteps,
         x_0_errors=None if x_0_errors is None else tuple(x_0_errors.tolist()),
+        data_digest=read_manifest(dataset_uri).content_digest,
     )
 
 
@@ -295,6 +323,7 @@ def _card(
     if likelihood is not None:
         card["likelihood"] = {
             "split": likelihood.dataset_uri.rpartition("/")[2],
+            "data_digest": likelihood.data_digest,
             "num_images": likelihood.num_images,
             "form": likelihood.form,
             "num_steps": likelihood.num_steps,

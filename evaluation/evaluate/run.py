@@ -6,8 +6,9 @@ stored while it runs, so an evaluation that was killed continues; the result is 
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,15 +17,16 @@ from torch import Tensor
 
 from evaluation.distances.frechet import Moments, frechet_distance
 from evaluation.distances.metrics import need_real_images
-from evaluation.distances.reference_statistics import moments_of
+from evaluation.distances.reference_statistics import ReferenceStatistics, moments_of
 from evaluation.distances.sample_scorer import SampleScorer, SampleScores
 from evaluation.evaluate.options import EvaluationOptions
-from evaluation.evaluate.preflight import EvaluationPlan, preflight
+from evaluation.evaluate.preflight import EvaluationPlan, preflight, require_used_steps
 from evaluation.likelihood.bits_per_dim import Likelihood
 from evaluation.likelihood.split_likelihood import split_likelihood
 from evaluation.memorisation.nearest import pixel_space
 from evaluation.memorisation.search import MAX_IMAGES, find_copies
 from evaluation.records import grids, npz
+from evaluation.records.protocol_card import same_protocol
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, kept_images, result_uri
 from evaluation.sampling import sample_set
@@ -48,51 +50,62 @@ def evaluate(model: ModelSpec | str, data_uri: str, reference_uri: str, *, optio
     Raises:
         CheckpointError: There is no such checkpoint, or no such weights.
         UserError: The reference is not of this data or can't be compared with the model, the extractor's weights can't be
-            read, a metric can't be computed, or there is no such data set.
+            read, a metric can't be computed, there is no such data set, or a full likelihood is given a number of steps.
+        NotFiniteError: The samples or their features are not finite.
     """
     spec = ModelSpec(checkpoint_uri=model) if isinstance(model, str) else model
     plan = preflight(spec, data_uri, reference_uri, options or EvaluationOptions())
-    _tell_replaced(plan)
-    return _evaluate(plan)
+    require_used_steps(plan.experiment, plan.options)
+    before = _before(plan)
+    _tell_replaced(plan, before)
+    return _evaluate(plan, before)
 
 
 def evaluate_once(spec: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult:
     """Return the stored result of the same evaluation of the same weights; evaluate if there is none. Arguments as for `evaluate`."""
     plan = preflight(spec, data_uri, reference_uri, options)
-    return _stored(plan) or _evaluate(plan)
+    return _stored(plan) or _evaluate(plan, None)
 
 
-def _stored(plan: EvaluationPlan) -> EvaluationResult | None:
-    """Return the stored result of this plan, if there is one."""
+def _stored(plan: EvaluationPlan, before: EvaluationResult | None = None) -> EvaluationResult | None:
+    """Return the stored result of this plan, if there is one, and it is another than the one before."""
     uri = result_uri(plan.run_uri, plan.options.result_name)
     if not storage.exists(uri):
         return None
     stored = EvaluationResult.read(uri)
-    if stored.protocol != plan.card:
+    is_same = before is not None and stored.to_dict() == before.to_dict()  # as plain values, in which NaN equals NaN
+    if is_same or not same_protocol(stored.protocol, plan.card):
         return None
     say(f"step {plan.step:,} ({plan.weights}) was evaluated by this protocol before: {stored.distance_name} {stored.distance:.4g}")
     return stored
 
 
-def _tell_replaced(plan: EvaluationPlan) -> None:
-    """Say that an evaluation of the same name, of another model or by another protocol, is about to be replaced."""
-    uri = result_uri(plan.run_uri, plan.options.result_name)
+def _before(plan: EvaluationPlan) -> EvaluationResult | None:
+    """Return the result that the plan's own will replace, of any protocol; None if there is none, or it is damaged."""
     try:
-        stored = EvaluationResult.read(uri)
-    except storage.StorageError:  # there is none, or it is damaged
-        return
-    if stored.protocol != plan.card:
+        return EvaluationResult.read(result_uri(plan.run_uri, plan.options.result_name))
+    except storage.StorageError:
+        return None
+
+
+def _tell_replaced(plan: EvaluationPlan, stored: EvaluationResult | None) -> None:
+    """Say that an evaluation of the same name, of another model or by another protocol, is about to be replaced."""
+    if stored is not None and not same_protocol(stored.protocol, plan.card):
+        uri = result_uri(plan.run_uri, plan.options.result_name)
         found = f"{stored.distance_name} {stored.distance:.4g} of {stored.protocol['distance']['num_samples']:,} samples"
         say(f"{uri}: replaces {found}, which is of another model or protocol; --name NAME with another name keeps both")
 
 
-def _evaluate(plan: EvaluationPlan) -> EvaluationResult:
+def _evaluate(plan: EvaluationPlan, before: EvaluationResult | None) -> EvaluationResult:
+    """Do the work, or return the result of another process that did it meanwhile; `before` is the one that was there at the beginning."""
     try:
         return _work(plan)
     except (sample_set.MissingImagesError, storage.ObjectNotFoundError) as error:
+        if not any(f"{error.uri}/".startswith(f"{own}/") for own in (plan.images_uri, plan.work_uri)):
+            raise  # an input is missing, like a chunk of the images to enlarge
         # Another process with this plan was quicker, and has deleted the files that both worked on.
         say(f"{error}; looking for the result of another process, or drawing again what is missing")
-        return _stored(plan) or _work(plan)
+        return _stored(plan, before) or _work(plan)
 
 
 def _work(plan: EvaluationPlan) -> EvaluationResult:
@@ -155,24 +168,36 @@ def _score_samples(plan: EvaluationPlan, grid_uri: str) -> tuple[SampleScores, d
             features = scorer.update(indices[rows], images[rows], None if labels is None else labels[rows])
             if real_test is not None and same_count.num_images < real_test.num_images:
                 same_count.update(features[: real_test.num_images - same_count.num_images])
-    real: Iterable[tuple[Tensor, Tensor]] | None = None
-    if need_real_images(plan.metrics):
-        batch_uri = plan.reference.images_uri
-        own_uri = storage.join(plan.data_uri, "train")  # its rows are in a random order already
-        real = npz.stream_with_positions(batch_uri, _FEATURE_BATCH_SIZE) if batch_uri else _images(own_uri)
-    held_out = None
-    if real_test is not None and same_count.num_images == real_test.num_images:
-        held_out = {
-            "num_images": real_test.num_images,
-            "real": frechet_distance(plan.reference.features, real_test),
-            "generated": frechet_distance(plan.reference.features, same_count),
-        }
     storage.write_bytes(grid_uri, grids.to_png(grid.pixels()))
-    scores = scorer.scores(plan.reference, real, halves=True)
-    if plan.memorisation:
-        found = find_copies(torch.cat(searched), plan.data_uri, pixel_space(plan.options.own_device))
-        scores.metrics["copied_share"] = found.as_metric()
-    return scores, held_out
+    scores = scorer.scores(plan.reference, _real_images(plan), halves=True)
+    metrics = {**scores.metrics, **(_copied_share(plan, searched) if plan.memorisation else {})}
+    return dataclasses.replace(scores, metrics=metrics), _held_out(plan.reference, real_test, same_count)
+
+
+def _real_images(plan: EvaluationPlan) -> Iterable[tuple[Tensor, Tensor]] | None:
+    """Return batches of indices and images, for the metrics that compare samples with real images; None if there are no such metrics."""
+    if not need_real_images(plan.metrics):
+        return None
+    if plan.reference.images_uri:
+        return npz.stream_with_positions(plan.reference.images_uri, _FEATURE_BATCH_SIZE)
+    return _images(storage.join(plan.data_uri, "train"))  # its rows are in a random order already
+
+
+def _held_out(reference: ReferenceStatistics, real_test: Moments | None, samples: Moments) -> dict[str, Any] | None:
+    """Return `EvaluationResult.held_out` from the moments of test images and of samples; None if there are not as many of both."""
+    if real_test is None or samples.num_images != real_test.num_images:
+        return None
+    return {
+        "num_images": real_test.num_images,
+        "real": frechet_distance(reference.features, real_test),
+        "generated": frechet_distance(reference.features, samples),
+    }
+
+
+def _copied_share(plan: EvaluationPlan, samples: Sequence[Tensor]) -> dict[str, Any]:
+    """Return the metric of copies of training images among the samples, which come in parts."""
+    found = find_copies(torch.cat(list(samples)), plan.data_uri, pixel_space(plan.options.own_device))
+    return {"copied_share": found.as_metric()}
 
 
 def keep_first(kept: list[Tensor], images: Tensor, count: int) -> None:

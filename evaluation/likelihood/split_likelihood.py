@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,6 +15,7 @@ from evaluation.sampling.trained_model import ModelSpec, load_cached
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import LikelihoodForm
+from training.config.plain import LATER
 from training.data.format.manifest import read_manifest
 from training.data.loading.row_groups import iterate
 
@@ -26,6 +26,7 @@ class LikelihoodPlan(ChunkedPlan):
 
     Attributes:
         dataset_uri: The split's directory.
+        data_digest: Digest of the split's content; empty if it is not known.
         num_images: Number of images, from the split's beginning (its order is a seeded shuffle).
         form, num_steps, timesteps, x_0_errors: See `evaluation.likelihood.estimate.likelihood_parts`.
         seed: Seed of the noise and of stratified timesteps.
@@ -41,13 +42,9 @@ class LikelihoodPlan(ChunkedPlan):
     seed: int
     batch_size: int = 100
     chunk_size: int = 100
-    timesteps: tuple[int, ...] | None = None
-    x_0_errors: tuple[float, ...] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what determines the content of the chunks; plans without a later field look as they did before it existed."""
-        later = ("timesteps", "x_0_errors")
-        return {name: value for name, value in ChunkedPlan.to_dict(self).items() if name not in later or value is not None}
+    timesteps: tuple[int, ...] | None = field(default=None, metadata=LATER)
+    x_0_errors: tuple[float, ...] | None = field(default=None, metadata=LATER)
+    data_digest: str = field(default="", metadata=LATER)
 
 
 def split_likelihood(plan: LikelihoodPlan, work_uri: str, *, num_workers: int = 1, device: str = "cpu") -> Likelihood:

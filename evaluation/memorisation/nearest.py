@@ -115,7 +115,7 @@ def nearest_images(
                 best[part], chosen = candidates.topk(count, largest=False)
                 rows[part] = candidate_rows.gather(1, chosen)
     distances = best.sqrt()
-    # An image without contrast, or with k exact duplicates, has distances 0 alone: it counts as a copy.
+    # An image with k exact duplicates has distances 0 alone, as a blank one has among k blank ones: it counts as a copy.
     ratios = (distances[:, 0] / distances.mean(dim=1)).nan_to_num(0.0)
     return Nearest(rows=rows[:, 0].cpu(), ratios=ratios.cpu())
 

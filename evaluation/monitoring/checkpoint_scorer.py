@@ -20,10 +20,11 @@ from evaluation.features.extractors import FeatureExtractor, load_extractor
 from evaluation.monitoring import early_stopping
 from evaluation.records import grids
 from evaluation.records.devices import choose_device
+from evaluation.records.not_finite import NotFiniteError
 from evaluation.records.protocol_card import derived_seed, describe_sampling, versions
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.records.stored import finite_scores
-from evaluation.sampling.generate import QUANTIZATION, LowRes, NotFiniteError, RealLowRes, generate
+from evaluation.sampling.generate import QUANTIZATION, LowRes, RealLowRes, generate
 from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest, load_model
 from training import storage
 from training.checkpoints import checkpoint
@@ -65,8 +66,8 @@ class CheckpointScorer:
 
         Returns:
             The content of `<run>/evaluations/step=NNNNNNNN.json`: `step`, `scores`, `standard_errors` and `without_blocks` (the
-            distances without each block of samples) by weights, `grid_uri`, `protocol`, `seconds`. A score is null where images are not
-            finite.
+            distances without each block of samples) by weights, `grid_uri`, `protocol`, `seconds`. A score is null where images or
+            their features are not finite.
 
         Raises:
             CheckpointError: There is no such checkpoint.
@@ -98,7 +99,7 @@ class CheckpointScorer:
             try:
                 found, pictures[weights] = self._score_weights(model, reference, extractor, low_res)
             except NotFiniteError as error:  # training goes on, and early stopping counts it as no gain
-                say(str(error))
+                say(f"{weights} has no score: {error}")
                 scores[weights], errors[weights], without_blocks[weights] = math.nan, None, []
                 continue
             scores[weights], errors[weights], without_blocks[weights] = found.distance, found.standard_error, found.leave_one_out

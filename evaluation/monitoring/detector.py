@@ -52,6 +52,8 @@ FALSE_ALARMS_IN_A_YEAR = 0.003
 """Share of healthy models that the default parameters alarm within a year, with independent normal noise (`make bench-nightly`)."""
 _MIN_FOR_SPREAD = 3
 _MIN_WITHOUT_ERROR = 10
+_DEGREES_OF_AN_ERROR = 9
+"""Degrees of freedom of a known error, a jackknife's over ten blocks; those of several nights are independent, and add up."""
 _QUIET_NIGHTS = 20
 """A healthy night joins a complete baseline after so many more nights."""
 _LOW = 0.25
@@ -103,6 +105,7 @@ class Trace:
         num_baseline: Number of scores in the baseline before this night.
         centre: m before this night.
         spread: s before this night; NaN if nothing is known yet.
+        degrees_of_freedom: Those of s: one less than the scores in the baseline, or nine for each known error, whichever gives s.
         limit: Distance from the centre, in units of the score, beyond which this night is a jump; NaN if nothing can be told.
         suspicious: The first score is far from the centre, or takes a sum above h.
         jump: +1 above, -1 below, else 0. A score that is not finite is +1.
@@ -114,6 +117,7 @@ class Trace:
     num_baseline: NDArray[np.int64]
     centre: Numbers
     spread: Numbers
+    degrees_of_freedom: NDArray[np.int64]
     limit: Numbers
     suspicious: NDArray[np.bool_]
     jump: NDArray[np.int64]
@@ -142,7 +146,7 @@ def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule, e
         score, again, error = first[..., night], redrawn[..., night], errors[..., night]
         count, mean = baseline.count, baseline.mean
         complete = count >= rule.baseline_nights
-        spread = baseline.spread(error, complete)
+        spread, degrees = baseline.spread(error, complete)
         width = np.where(complete, spread, spread * np.sqrt(1 + 1 / np.maximum(count, 1)))
         is_judged = (count > 0) & (complete | (width > 0))
         far = is_judged & (np.abs(score - mean) > np.maximum(rule.suspicion * width, rule.min_difference))
@@ -161,7 +165,7 @@ def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule, e
         jump = np.where(np.isfinite(value), np.where(beyond, np.sign(value - mean), 0), 1).astype(np.int64)
         up, down = _sums(up, down, np.where(pooled, z_again, z), k, rule)
         slow = (up > rule.decision_interval).astype(np.int64) - (down > rule.decision_interval)
-        nights.append((value, count, mean, np.where(is_judged, spread, np.nan), limit, suspicious, jump, up, down, slow))
+        nights.append((value, count, mean, np.where(is_judged, spread, np.nan), degrees, limit, suspicious, jump, up, down, slow))
         alarmed = np.where((jump != 0) | (slow != 0), night, alarmed)
         baseline.add(value, error, excess[..., night], ~complete & (jump == 0))
         waiting.append((value, error, excess[..., night], complete))
@@ -197,11 +201,12 @@ class _Baseline:
         self._error_squares = self._error_squares + np.where(is_known, error, 0.0) ** 2
         self._excess = self._excess + np.where(is_known & np.isfinite(excess), excess, 0.0)
 
-    def spread(self, error: Numbers, complete: NDArray[np.bool_]) -> Numbers:
-        """Return the standard deviation of one score: the larger of the baseline's and the root mean square of the known errors.
+    def spread(self, error: Numbers, complete: NDArray[np.bool_]) -> tuple[Numbers, NDArray[np.int64]]:
+        """Return the standard deviation of one score, and its degrees of freedom.
 
+        It is the larger of the baseline's own deviation and the root mean square of the known errors.
         A few scores may be almost equal by chance. So the baseline's own deviation takes three scores, or ten where no error is known.
-        The result is 0 if nothing is known.
+        It is 0 if nothing is known.
 
         Args:
             error: Tonight's, which helps while the baseline's are few.
@@ -215,4 +220,5 @@ class _Baseline:
         fewest = np.where(num_errors > 0, _MIN_FOR_SPREAD, _MIN_WITHOUT_ERROR)
         own = np.where(self.count >= fewest, np.sqrt(self._squares / np.maximum(self.count - 1, 1)), 0.0)
         known: Numbers = np.sqrt(error_squares / np.maximum(num_errors, 1))
-        return np.maximum(own, known)
+        degrees: NDArray[np.int64] = np.where(own > known, self.count - 1, _DEGREES_OF_AN_ERROR * num_errors)
+        return np.maximum(own, known), degrees

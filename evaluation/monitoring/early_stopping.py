@@ -18,7 +18,8 @@ from evaluation.records.paired import Difference
 from evaluation.records.stored import finite_scores
 from training.config.experiment import EvaluationConfig
 
-Score = Mapping[str, Any]
+CheckpointScore = Mapping[str, Any]
+"""The stored score of a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +42,7 @@ class Decision:
     reason: str
 
 
-def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
+def decide(history: Iterable[CheckpointScore], config: EvaluationConfig) -> Decision:
     """Decide to stop after `patience` scored checkpoints without a gain (0 never stops).
 
     Training goes on to `min_steps` at least, and to the checkpoint that guides the final evaluation.
@@ -61,7 +62,7 @@ def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
         stop = 0 < config.patience <= len(scores) and int(scores[-1]["step"]) >= earliest
         return Decision(stop=stop, best_step=None, best_weights=None, best_score=math.inf, reason=outcome)
 
-    last_gain: Score | None = None
+    last_gain: CheckpointScore | None = None
     since = 0
     for score in scores:
         if math.isfinite(_smallest(score)) and (last_gain is None or _is_gain(score, last_gain, config.min_gain)):
@@ -87,13 +88,13 @@ def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
     )
 
 
-def sorted_by_step(history: Iterable[Score]) -> list[Score]:
+def sorted_by_step(history: Iterable[CheckpointScore]) -> list[CheckpointScore]:
     """Return the scores by step, one per step."""
     by_step = {int(score["step"]): score for score in history}
     return [by_step[step] for step in sorted(by_step)]
 
 
-def ranked_candidates(history: Iterable[Score]) -> list[Candidate]:
+def ranked_candidates(history: Iterable[CheckpointScore]) -> list[Candidate]:
     """Return every set of weights with a finite score, best first; of equal scores, the earlier step first."""
     candidates = [
         Candidate(step=int(score["step"]), weights=weights, score=value)
@@ -103,7 +104,7 @@ def ranked_candidates(history: Iterable[Score]) -> list[Candidate]:
     return sorted(candidates, key=lambda candidate: (candidate.score, candidate.step))
 
 
-def best_checkpoints(history: Iterable[Score], count: int, *, after: int = 0) -> list[Candidate]:
+def best_checkpoints(history: Iterable[CheckpointScore], count: int, *, after: int = 0) -> list[Candidate]:
     """Return the best weights of each of the best `count` checkpoints, which are scored again at full protocol.
 
     There is one per checkpoint, because the decays of one checkpoint are almost the same network. Only checkpoints after step `after`
@@ -115,11 +116,11 @@ def best_checkpoints(history: Iterable[Score], count: int, *, after: int = 0) ->
     return list(best_of_step.values())[:count]
 
 
-def _smallest(score: Score) -> float:
+def _smallest(score: CheckpointScore) -> float:
     return min(finite_scores(score).values(), default=math.nan)
 
 
-def _is_gain(score: Score, last: Score, min_gain: float) -> bool:
+def _is_gain(score: CheckpointScore, last: CheckpointScore, min_gain: float) -> bool:
     """Return True if the score is better by more than the fraction `min_gain`, and by more than the draw explains."""
     change = _smallest(score) - _smallest(last)
     if not change < -min_gain * _smallest(last):
@@ -131,7 +132,7 @@ def _is_gain(score: Score, last: Score, min_gain: float) -> bool:
     return Difference(value=change, standard_error=error, degrees_of_freedom=len(now) - 1).verdict == "better"
 
 
-def _smallest_without_blocks(score: Score) -> list[float]:
+def _smallest_without_blocks(score: CheckpointScore) -> list[float]:
     """Return the distances without each block of the weights with the smallest score; empty in scores of earlier versions."""
     stored = score.get("without_blocks") or {}
     return next((stored.get(weights) or [] for weights, value in score["scores"].items() if value == _smallest(score)), [])

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from evaluation.monitoring.detector import Rule, Trace, watch
-from evaluation.records.intervals import jackknife_error, jackknife_excess
+from evaluation.records.intervals import jackknife_error, jackknife_excess, student_factor
 from evaluation.records.paired import Difference
 from evaluation.records.result import EvaluationResult
 from training import storage
@@ -34,7 +34,6 @@ from training.config.validation import adapter
 HISTORY = "nightly/history.json"
 NUMBERS_VERSION = 1
 """Raise it with a change of the code that changes the distance of the same model on purpose."""
-_NORMAL_95 = 1.96
 
 
 def _read_rule(stored: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +128,7 @@ class Judgement:
         since: Time of the first night at the new level; None if healthy.
         change: Mean of the nights since then less the baseline's centre. It is an estimate that is a little too large: an alarm
             is raised when noise adds to the change.
-        change_error: Standard error of `change`.
+        change_error: Standard error of `change`; NaN where no night is finite.
         baseline_reason: Why the baseline began anew; empty if it did not.
         num_missing: Number of nights without a score since the baseline began, from the usual time between two.
         changed_versions: Packages that differ from the first night's, in words.
@@ -248,10 +247,14 @@ def judge(history: History, checkpoint: str = "") -> Judgement:
     trace = watch(scores, redrawn, errors, last.rule, excess)
     direction = _direction(trace)
     since = _first_night_of_change(trace, direction)
-    level = trace.value[since:][np.isfinite(trace.value[since:])] if direction else trace.value[-1:]
-    change = float(np.mean(level) - trace.centre[-1]) if len(level) else math.nan
-    num_scores = sum(max(len(night.redrawn), 1) for night in nights[since:]) if direction else max(len(last.redrawn), 1)
-    change_error = float(trace.spread[-1]) * math.sqrt(1 / num_scores + 1 / max(int(trace.num_baseline[-1]), 1))
+    pooled = trace.suspicious & np.isfinite(redrawn)  # else the night is its first score
+    num_scores = np.where(pooled, [len(night.redrawn) for night in nights], 1)
+    is_level = np.isfinite(trace.value) & (np.arange(len(nights)) >= (since if direction else len(nights) - 1))
+    num_level = int(is_level.sum())
+    change = float(np.mean(trace.value[is_level]) - trace.centre[-1]) if num_level else math.nan
+    # The mean weights nights equally, and a night has s^2 / n for the mean of its n scores.
+    variance = float((1 / num_scores[is_level]).sum()) / num_level**2 + 1 / max(int(trace.num_baseline[-1]), 1) if num_level else math.nan
+    change_error = float(trace.spread[-1]) * math.sqrt(variance)
     return Judgement(
         direction=direction,
         text=_describe(trace, last, direction, change, change_error, nights[since].at, len(nights) - since),
@@ -357,7 +360,7 @@ def _describe(trace: Trace, last: Night, direction: int, change: float, error: f
     value, centre, spread, limit = (float(each[-1]) for each in (trace.value, trace.centre, trace.spread, trace.limit))
     num_baseline, wanted = int(trace.num_baseline[-1]), last.rule.baseline_nights
     against = f"{value:.4g} against {centre:.4g} (mean of {num_baseline} healthy {'score' if num_baseline == 1 else 'scores'})"
-    if direction and not math.isfinite(value):
+    if direction and not math.isfinite(value):  # a night of an earlier version: such an evaluation is an error since
         return "the distance is not finite: the samples are no images, or their features overflow"
     if direction:
         kind = (
@@ -367,7 +370,8 @@ def _describe(trace: Trace, last: Night, direction: int, change: float, error: f
         )
         nights = "1 night" if num_nights == 1 else f"{num_nights} nights"
         # The error is 0 after a baseline of equal scores whose own errors are unknown or 0.
-        sure = f" ± {_NORMAL_95 * error:.2g} (95%), {abs(change) / error:.1f} standard errors" if error > 0 else ""
+        half_width = student_factor(int(trace.degrees_of_freedom[-1])) * error
+        sure = f" ± {half_width:.2g} (95%), {abs(change) / error:.1f} standard errors" if error > 0 else ""
         return f"{against}; {'worse' if direction > 0 else 'better'} by {abs(change):.3g}{sure}, since {_day(since)} ({nights}); {kind}"
     if not num_baseline:
         return f"{value:.4g}, the first score of the baseline; no change can be detected yet"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,10 +36,14 @@ SPLITS = ("ABABAAABBB", "ABBABAAABB", "ABBABBABAA", "AAABBBABBA", "AAAABBBABB", 
 They are rows of a Hadamard matrix of order twelve, without two columns."""
 REST_OF_BLOCKS = [[block != left_out for block in range(10)] for left_out in range(10)]
 """The ten remainders of the jackknife: for each, whether it has each of the ten blocks."""
-HALVES = [[half == name for half in split] for split in SPLITS for name in "AB"]
-"""The twelve halves of the splits, likewise; each two that follow one another are complementary."""
+HALVES = [[[half == name for half in split] for name in "AB"] for split in SPLITS]
+"""Both halves of each of the six splits, likewise."""
+PARTS = [*REST_OF_BLOCKS, *itertools.chain.from_iterable(HALVES)]
+"""The ten remainders and the twelve halves; see `part_values`."""
 
 Interval = tuple[float, float]
+Resampling = Literal["blocks", "halves"]
+"""Parts of the samples on which a number is known: without each of ten blocks, or each of the `balanced_halves`."""
 MOST_SEEDS = 100
 """The largest number of seeds that `seeds_to_decide` tries."""
 
@@ -164,28 +169,44 @@ def half_sample_error(of_halves: Sequence[float]) -> float:
     return float(torch.tensor(of_halves, dtype=torch.float64).std(correction=0))
 
 
-def resampled_error(values: Sequence[float], method: str) -> tuple[float, int | None]:
-    """Return the standard error of a number, or of a difference of two, by its values on parts of the samples, and its degrees of freedom.
+def resampled_error(values: Sequence[float], resampling: Resampling) -> float:
+    """Return the standard error of a number, or of a difference of two, by its values on parts of the samples."""
+    return half_sample_error(values) if resampling == "halves" else jackknife_error(values)
 
-    Args:
-        values: The number without each block, or that of each half.
-        method: `JACKKNIFE`, `NORMAL_JACKKNIFE` or `HALF_SAMPLES`; for `LESS_EXCESS` and `OF_LOGARITHM` it is the plain jackknife.
+
+def resampled_degrees(num_values: int, resampling: Resampling) -> int:
+    """Return the degrees of freedom of `resampled_error`, for so many values."""
+    return num_values // 2 if resampling == "halves" else num_values - 1
+
+
+class PartValues(NamedTuple):
+    """A statistic of each of the `PARTS`.
+
+    Attributes:
+        without_blocks: Without each of ten blocks of samples.
+        of_halves: Of both halves of each split (`jackknife_excess`).
     """
-    if method == HALF_SAMPLES:
-        return half_sample_error(values), len(values) // 2
-    return jackknife_error(values), None if method == NORMAL_JACKKNIFE else len(values) - 1
+
+    without_blocks: list[float]
+    of_halves: list[tuple[float, float]]
+
+
+def part_values(values: Sequence[float]) -> PartValues:
+    """Return the values of a statistic on the `PARTS`, given in their order; none give empty lists."""
+    halves = values[len(REST_OF_BLOCKS) :]
+    return PartValues(list(values[: len(REST_OF_BLOCKS)]), list(zip(halves[::2], halves[1::2], strict=True)))
 
 
 def jackknife_bias(value: float, leave_one_out: Sequence[float]) -> float | None:
     """Return the jackknife's estimate of the bias of a statistic of n samples that falls as 1/n: (B - 1) (mean d_(b) - d).
 
-    None without parts, and where the estimate is 0, as for two equal sets: 0 is the bias of an unbiased statistic alone.
+    It is None without parts.
 
     Source: Quenouille 1956. The statistic minus this is free of the term in 1/n.
     """
     if not leave_one_out:
         return None
-    return (len(leave_one_out) - 1) * (math.fsum(leave_one_out) / len(leave_one_out) - value) or None
+    return (len(leave_one_out) - 1) * (math.fsum(leave_one_out) / len(leave_one_out) - value)
 
 
 def mean_interval(values: Sequence[Any] | NDArray[Any]) -> tuple[Any, Any]:

@@ -21,6 +21,8 @@ ERROR_ROW = (
     "jackknife over ten blocks of samples, corrected (Efron and Stein 1981): the spread over draws, not the bias of few samples",
 )
 """The row of a card about the error of a reported distance (`evaluation.records.intervals.distance_error`)."""
+TEST_DIGEST = "test_data_digest"
+"""The key of a card's digest of the test images, of an evaluation that compares with them; None where there are none."""
 _PACKAGES = ("iddpm-pipelines", "torch", "numpy", "torch-fidelity")
 
 
@@ -58,6 +60,27 @@ def derived_seed(seed: int, purpose: str) -> int:
         purpose: "score" (the same noise at every checkpoint and decay), "choose", "report", "nightly-2026-11-24".
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:6])
+
+
+def same_protocol(stored: Mapping[str, Any], card: Mapping[str, Any]) -> bool:
+    """Return True if a result with the stored card answers an evaluation with this card.
+
+    What only one of the two says of the test images does not count: cards of earlier versions have no digest of them, and no other
+    card has one where nothing is computed on them.
+    """
+    return _without_unknown(stored, card) == _without_unknown(card, stored)
+
+
+def _without_unknown(card: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a card without what the other one does not know."""
+    known = {name: value for name, value in card.items() if name != TEST_DIGEST or name in other}
+    if known.get("likelihood"):
+        likelihood, others = known["likelihood"], other.get("likelihood") or {}
+        left_out = {"data_digest"} - others.keys()
+        if likelihood.get("form") == "full":
+            left_out.add("num_steps")  # the full bound has none; earlier versions stored the experiment's
+        known["likelihood"] = {name: value for name, value in likelihood.items() if name not in left_out}
+    return known
 
 
 def card_rows(card: Mapping[str, Any], likelihood_summary: Mapping[str, Any] | None = None, *, model: bool = True) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from evaluation.records.score_card import Score, distance_score, likelihood_score, metric_score
+from evaluation.records.score_card import ScoreCardRow, distance_score, likelihood_score, metric_score
 from evaluation.records.stored import CheckedAs, Number
 from training import storage
 from training.config.plain import PlainRecord
@@ -91,7 +91,7 @@ class EvaluationResult(PlainRecord):
     Attributes:
         checkpoint_uri: The checkpoint; for an ensemble, that of the middle member. `protocol` has the digests of all inputs.
         distance_name: "FID" only for the standard Inception network.
-        distance: NaN if it is not finite, and null in JSON: the samples are no images, or their features overflow.
+        distance: A finite number. A result of an earlier version may have null in JSON, for one that is not finite; it is read as NaN.
         distance_standard_error: Standard error over the draw of the samples; None if unknown.
         distance_without_blocks: The distance without each block of samples (`frechet.leave_one_out_distances`), to compare
             it with another model's on the same noise.
@@ -129,7 +129,7 @@ class EvaluationResult(PlainRecord):
 
     @property
     def rank(self) -> float:
-        """The distance, or infinity if it is not finite, for choosing the smallest."""
+        """The distance, or infinity if it is NaN (see `distance`), for choosing the smallest."""
         return self.distance if math.isfinite(self.distance) else math.inf
 
     @classmethod
@@ -143,7 +143,7 @@ class EvaluationResult(PlainRecord):
         # Not `read_record`: the dictionaries inside keep the file's name, and a missing key is an error that says it.
         return cls.from_dict(storage.read_json(uri, cls))
 
-    def score_card(self) -> list[Score]:
+    def score_card(self) -> list[ScoreCardRow]:
         """Return every number with its interval: the distance, bits/dim, and the further metrics in their order."""
         count = self.protocol["distance"]["num_samples"]
         card = [distance_score(self.distance_name, self.distance, self.distance_standard_error, self.distance_without_blocks, count)]

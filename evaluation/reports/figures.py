@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.ticker import PercentFormatter
 
+from evaluation.monitoring.early_stopping import CheckpointScore
 from evaluation.monitoring.nightly import Judgement
-from evaluation.records.score_card import Score as ScoreRow
+from evaluation.records.score_card import ScoreCardRow
 from evaluation.reports.charts import COLOURS, STYLE, Chart, Line, Picture, as_svg, draw_lines, new_axes
 
-Score = Mapping[str, Any]
 
-
-def distance_by_step(history: Sequence[Score], *, distance_name: str, chosen_step: int | None, chosen_weights: str | None) -> str:
+def distance_by_step(history: Sequence[CheckpointScore], *, distance_name: str, chosen_step: int | None, chosen_weights: str | None) -> str:
     """Draw the score of each decay at each checkpoint, with the chosen weights marked (supplement figure 7, for one run).
 
     `history` has scores by step, with `scores` and `standard_errors` by name of the weights. The SVG is empty without a finite score.
@@ -81,7 +79,7 @@ def distance_by_guidance(points: Mapping[float, tuple[float, float]], *, distanc
     return _svg([Line(label="", points=dict(points))], chart)
 
 
-def precision_and_recall(points: Mapping[float, tuple[ScoreRow, ScoreRow]]) -> str:
+def precision_and_recall(points: Mapping[float, tuple[ScoreCardRow, ScoreCardRow]]) -> str:
     """Draw the trade-off of guidance with its intervals; `points` maps a scale to its recall and precision."""
     with rc_context(STYLE):
         figure, axes = new_axes(3.8)

@@ -17,7 +17,7 @@ from evaluation.records.paired import Difference
 from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import CHOICE, EVALUATIONS, run_uri_of
-from evaluation.records.score_card import Score, error_in_words, in_words, interval_in_words
+from evaluation.records.score_card import ScoreCardRow, error_in_words, in_words, interval_in_words
 from evaluation.reports import figures
 from evaluation.reports import paper_numbers as paper
 from evaluation.reports.html import data_uri, render
@@ -132,7 +132,7 @@ def _pair(same_noise: SameNoise | None) -> list[tuple[str, str]]:
     return [(f"{same_noise.first:%Y-%m-%d}", data_uri(same_noise.first_png)), ("Tonight", data_uri(same_noise.png))]
 
 
-def _tiles(card: Sequence[Score]) -> list[dict[str, str]]:
+def _tiles(card: Sequence[ScoreCardRow]) -> list[dict[str, str]]:
     """Return the numbers at the top of the page."""
     return [
         {
@@ -145,7 +145,7 @@ def _tiles(card: Sequence[Score]) -> list[dict[str, str]]:
     ]
 
 
-def _card_rows(card: Sequence[Score]) -> list[dict[str, str]]:
+def _card_rows(card: Sequence[ScoreCardRow]) -> list[dict[str, str]]:
     """Return the rows of the score card's table."""
     return [
         {
@@ -153,7 +153,7 @@ def _card_rows(card: Sequence[Score]) -> list[dict[str, str]]:
             "value": in_words(score.value, score),
             "interval": interval_in_words(score) or NONE,
             "method": score.method or NONE,
-            "bias": NONE if score.bias is None else "none" if score.bias == 0 else f"{score.bias:+.2g}",
+            "bias": NONE if score.bias is None else "none" if score.is_unbiased else f"{score.bias:+.2g}",
         }
         for score in card
     ]

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from evaluation.records.not_finite import NotFiniteError as NotFiniteError
 from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.learned_steps import with_learned_steps
 from evaluation.sampling.reverse_variance import x_0_errors_for
@@ -33,10 +34,6 @@ from training.shapes import Int64, UInt8
 Labels = Literal["balanced", "data"] | tuple[int, ...]
 Generated = tuple[Tensor, Tensor, Tensor | None]
 """Indices, uint8 NCHW images, labels."""
-
-
-class NotFiniteError(UserError):
-    """A model's images are not finite."""
 
 
 QUANTIZATION = "truncated to 8 bits, as the released code does"

@@ -16,6 +16,7 @@ from evaluation.records.devices import choose_device
 from evaluation.sampling.generate import Labels, concatenated, generate, with_evaluations
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training.config.errors import UserError
+from training.config.experiment import require_seed
 
 
 class Sampler:
@@ -48,6 +49,7 @@ class Sampler:
             given = {name: _whole(name, value) for name, value in row.items() if value is not None}
             if "seed" not in given or not set(given) <= {"seed", "num_images", "label", "evaluations"}:
                 raise UserError(f"a row has seed, and may have num_images, label and evaluations; got {', '.join(given) or 'nothing'}")
+            require_seed(given["seed"])
             for name in ("num_images", "evaluations"):
                 if given.get(name, 1) < 1:
                     raise UserError(f"{name} must be at least 1, got {given[name]}")

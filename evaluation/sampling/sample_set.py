@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,14 +28,24 @@ from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_cach
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Precision, SamplingConfig
+from training.config.plain import LATER
 from training.config.spacing import learned_count
+from training.data.format.manifest import read_manifest
 from training.shapes import Int64, UInt8
 
 PLAN = "plan.json"
 
 
 class MissingImagesError(UserError):
-    """A set, or a part of it, that is not there."""
+    """A set, or a part of it, that is not there.
+
+    Attributes:
+        uri: The set's directory.
+    """
+
+    def __init__(self, message: str, *, uri: str = "") -> None:
+        super().__init__(message)
+        self.uri = uri
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +60,7 @@ class SamplePlan(ChunkedPlan):
         chunk_size: Images per file; an interruption loses at most the work on one file per worker.
         low_res_uri: For an upsampler: the set of images to enlarge, at least as many.
         low_res_data_uri: Alternatively a data set (one split) whose images are downsampled and enlarged again.
+        low_res_data_digest: Digest of that data set's content; empty in plans of earlier versions.
         inputs: Digests of the checkpoints and of the first stage's set (`input_digests`), and of the estimate of the variances if they
             are not the model's, because something else may be written to the same addresses.
     """
@@ -66,6 +77,7 @@ class SamplePlan(ChunkedPlan):
     low_res_uri: str = ""
     low_res_data_uri: str = ""
     inputs: tuple[str, ...]
+    low_res_data_digest: str = field(default="", metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.num_images < 1 or self.chunk_size < 1:
@@ -133,6 +145,7 @@ def plan_samples(
     if sampling.variance != "model":
         find_or_estimate(model, data_uri, batch_size=batch_size)  # here, not in each worker
     estimate = estimate_digest(sampling, model)
+    low_res_data_uri = storage.join(data_uri, "train") if data_uri and upsampler and not low_res_uri else ""
     return SamplePlan(
         model=spec,
         num_images=num_images,
@@ -144,8 +157,9 @@ def plan_samples(
         chunk_size=default_chunk_size(num_images, default_batch_size(model.experiment.data.image_size)),
         precision=precision,
         low_res_uri=low_res_uri,
-        low_res_data_uri=storage.join(data_uri, "train") if data_uri and upsampler and not low_res_uri else "",
+        low_res_data_uri=low_res_data_uri,
         inputs=(*input_digests(spec, low_res_uri), *([estimate] if estimate else [])),
+        low_res_data_digest=read_manifest(low_res_data_uri).content_digest if low_res_data_uri else "",
     )
 
 
@@ -158,11 +172,19 @@ def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu
         UserError: The directory contains a set of another plan.
     """
     plan_uri = storage.join(uri, PLAN)
-    if not storage.write_json(plan_uri, plan.to_dict(), if_absent=True) and storage.read_json(plan_uri) != plan.to_dict():
+    if not storage.write_json(plan_uri, plan.to_dict(), if_absent=True) and not _is_of(storage.read_json(plan_uri), plan):
         raise UserError(f"{uri} contains images of another plan; give another directory, or delete it")
     _cached_chunk.cache_clear()  # the first stage may have been drawn again since the last call
     uris = [chunk_uri(uri, number) for number in range(plan.num_chunks)]
     process_chunks(_draw_chunk, plan, uris, directory=uri, activity="drew", num_workers=num_workers, device=device)
+
+
+def _is_of(stored: dict[str, Any], plan: SamplePlan) -> bool:
+    """Return True if a stored plan is this one. One of an earlier version does not know the content of the data set: any fits."""
+    wanted = plan.to_dict()
+    if "low_res_data_digest" not in stored:
+        wanted.pop("low_res_data_digest", None)
+    return stored == wanted
 
 
 def read(uri: str) -> Iterator[Generated]:
@@ -197,9 +219,13 @@ def _read_chunk(uri: str, number: int) -> tuple[Tensor, Tensor | None]:
     try:
         return npz.read_images(chunk_uri(uri, number))
     except storage.ObjectNotFoundError as error:
-        raise MissingImagesError(f"{uri}: chunk {number} is missing; the set is not complete, draw it again") from error
+        raise _missing_chunk(uri, number) from error
     except UserError as error:
         raise UserError(f"{error}. Delete this file, and the command that draws the set draws its images again") from error
+
+
+def _missing_chunk(uri: str, number: int) -> MissingImagesError:
+    return MissingImagesError(f"{uri}: chunk {number} is missing; the set is not complete, draw it again", uri=uri)
 
 
 def draw_rows(
@@ -238,7 +264,7 @@ def _read_plan(uri: str) -> dict[str, Any]:
     try:
         plan = storage.read_json(storage.join(uri, PLAN), SamplePlan)
     except storage.ObjectNotFoundError as error:
-        raise MissingImagesError(f"{uri} has no set of images ({PLAN} is missing); draw the images into it first") from error
+        raise MissingImagesError(f"{uri} has no set of images ({PLAN} is missing); draw the images into it first", uri=uri) from error
     return plan
 
 
@@ -251,6 +277,10 @@ class _FirstStage:
         self._chunk_size = int(small["chunk_size"])
         if int(small["num_images"]) < num_images:
             raise UserError(f"{uri} contains {small['num_images']:,} images; {num_images:,} are to be enlarged: draw more")
+        present = set(storage.list_uris(uri))
+        for number in range(-(-num_images // self._chunk_size)):
+            if chunk_uri(uri, number) not in present:
+                raise _missing_chunk(uri, number)
         images, labels = _cached_chunk(self._uri, 0)
         size = images.shape[-1]
         if size != model.low_res_size:

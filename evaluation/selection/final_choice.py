@@ -18,10 +18,10 @@ from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import comparable, read_history
 from evaluation.monitoring.early_stopping import Candidate, best_checkpoints
+from evaluation.records.not_finite import NotFiniteError
 from evaluation.records.paired import Difference
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import CHOICE, EVALUATIONS
-from evaluation.sampling.generate import NotFiniteError
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import checkpoint
@@ -105,8 +105,9 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
             try:
                 results.append((_rescore(run_uri, item, data_uri, reference_uri, options or EvaluationOptions()), item))
             except NotFiniteError as error:
-                say(f"not chosen: {error}")
+                say(f"step {item.step:,} ({item.weights}) is not chosen: {error}")
         results.sort(key=lambda pair: (pair[0].rank, pair[1].step))
+        # A result of an earlier version may have a distance that is NaN.
         if not results or math.isnan(results[0][0].distance):
             raise UserError(f"{run_uri}: none of the best {len(candidates)} checkpoints has a finite distance at full protocol")
         chosen = results[0][0]
@@ -119,7 +120,9 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
             )
             for result, candidate in results
         ]
-        reason = f"distance {chosen.distance:.4g} at full protocol, the smallest of {len(candidates)} candidates"
+        some = f"{len(results)} of " if len(results) < len(candidates) else ""
+        reason = f"distance {chosen.distance:.4g} at full protocol, the smallest of {some}{len(candidates)} candidates"
+        reason += ", as the others have no finite one" if some else ""
         for next_one in rescored[1:2]:
             reason += f"; the next, of step {next_one.candidate.step:,}, "
             reason += f"differs by {next_one.difference}" if next_one.difference else "has no finite one"

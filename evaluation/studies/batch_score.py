@@ -22,7 +22,8 @@ from evaluation.distances.sample_scorer import SampleScorer
 from evaluation.features.extractors import ExtractorId, FeatureExtractor, distance_name, extractor_id, load_extractor
 from evaluation.records import npz
 from evaluation.records.devices import choose_device
-from evaluation.records.numbers import plain_estimate
+from evaluation.records.intervals import JACKKNIFE
+from evaluation.records.numbers import NONE, plain_estimate
 from evaluation.records.protocol_card import features_row, versions, versions_row
 from evaluation.reports.html import table_page
 from evaluation.reports.study import Study, as_json
@@ -41,7 +42,7 @@ class BatchScore:
         distance_name: "FID" in the standard Inception network's features, as far as the files record it.
         standard_error: Over the draw of the samples; None for statistics without images.
         num_samples: Images of the sample batch; None if unknown.
-        metrics: Further measures by name: value, standard_error, bias, note.
+        metrics: Further measures by name, as `MetricValue.to_dict` gives them.
         reference: The origin of the reference, as far as the file records it.
         protocol: The card: files, number of samples, extractor, device and versions.
     """
@@ -75,8 +76,8 @@ def score_batch(
         device: "auto", "cpu" or "cuda".
 
     Raises:
-        UserError: A file is damaged or of another format, the reference records another extractor or images of another size, the
-            statistics have another number of dimensions, or these files do not allow a measure.
+        UserError: A file is damaged or of another format, the reference records another extractor, its images have another size than the
+            samples, the statistics have another number of dimensions, or these files do not allow a measure.
     """
     here = choose_device(device)
     chosen = parse_metrics(metrics)
@@ -87,7 +88,9 @@ def score_batch(
     if not has_images and chosen:
         raise UserError(f"{samples_uri} has no images (arr_0), only statistics; {', '.join(sorted(chosen))} need images")
     with npz.open_npz(reference_uri) as file:
-        has_statistics = "mu" in file.files
+        has_statistics, has_real_images = "mu" in file.files, "arr_0" in file.files
+    # Once, as each look at a file in S3 downloads it. A file that has neither is refused here.
+    real_shape = npz.batch_shape(reference_uri) if has_real_images or not has_statistics else ()
     identity = extractor_id(extractor) if isinstance(extractor, str) else extractor
 
     def network() -> FeatureExtractor:
@@ -97,25 +100,26 @@ def score_batch(
 
     measured: dict[str, Any] = {"standard_error": None, "metrics": {}}
     if has_images:
-        shape = npz.batch_shape(samples_uri)  # once, as each look at a file in S3 downloads it
+        shape = npz.batch_shape(samples_uri)
+        _require_same_size(samples_uri, shape, reference_uri, real_shape)
         num_images = shape[0]
         count: int | None = num_images
         stored = _read_reference(reference_uri, identity, shape) if has_statistics else None  # refused before weights are downloaded
         loaded = network()
         require_count(chosen, num_images, f"images in {samples_uri}", loaded.dim)
-        reference, origin = stored or _compute_reference(reference_uri, loaded, chosen)
+        reference, origin = stored or _compute_reference(reference_uri, real_shape[0], loaded, chosen)
         measured = _score_images(samples_uri, num_images, reference, loaded, chosen)
     else:
         sample = load_reference(samples_uri)
         if sample.provenance is not None:
-            sample.require(extractor=identity)
+            sample.require(extractor=identity, batch_shape=real_shape)
         if has_statistics:
             require_comparable(sample, load_reference(reference_uri))
             reference, origin = _read_reference(reference_uri, identity)
         else:
             loaded = network()
             _require_dim(sample, loaded)
-            reference, origin = _compute_reference(reference_uri, loaded, chosen)
+            reference, origin = _compute_reference(reference_uri, real_shape[0], loaded, chosen)
         count = sample.features.num_images
         measured["distance"] = frechet_distance(reference.features, sample.features)
     card = {
@@ -153,6 +157,16 @@ def _score_images(
     return {"distance": found.distance, "standard_error": found.standard_error, "metrics": found.metrics}
 
 
+def _require_same_size(uri: str, shape: Sequence[int], reference_uri: str, real_shape: Sequence[int]) -> None:
+    """Refuse images of another height, width or number of channels than the reference's images; `real_shape` is empty if it has none."""
+    if real_shape and shape[1:] != real_shape[1:]:
+        ours, real = ("x".join(map(str, each[1:])) for each in (shape, real_shape))
+        raise UserError(
+            f"{uri} has images of {ours} (height, width, channels), {reference_uri} of {real}; a distance is of images of one size: "
+            "make the samples of the reference's size, or take the reference of theirs"
+        )
+
+
 def _require_dim(statistics: ReferenceStatistics, network: FeatureExtractor) -> None:
     """Refuse statistics that can't be of the network's features, before any image has passed through it."""
     if statistics.features.dim != network.dim:
@@ -162,9 +176,8 @@ def _require_dim(statistics: ReferenceStatistics, network: FeatureExtractor) -> 
         )
 
 
-def _compute_reference(uri: str, network: FeatureExtractor, metrics: frozenset[str]) -> tuple[ReferenceStatistics, str]:
+def _compute_reference(uri: str, num_images: int, network: FeatureExtractor, metrics: frozenset[str]) -> tuple[ReferenceStatistics, str]:
     """Return the statistics of a file's images, and their origin in words."""
-    num_images = npz.batch_shape(uri)[0]
     require_count(need_real_images(metrics), num_images, f"images in {uri}")
     say(f"{uri} has images without statistics: computing the features of {num_images:,} images")
     moments, spatial = moments_of(npz.stream_images(uri, BATCH_SIZE), network)
@@ -197,18 +210,23 @@ def as_study(found: BatchScore) -> Study:
     card = found.protocol
     count = f"{found.num_samples:,} samples" if found.num_samples else "statistics of an unknown number of samples"
     rows = [(found.distance_name, f"{plain_estimate(found.distance, found.standard_error, digits=6)}  ({count})")]
+    methods = [JACKKNIFE if found.standard_error is not None else NONE]
     for name, item in found.metrics.items():
         rows.append((name.replace("_", " "), f"{plain_estimate(item['value'], item['standard_error'], digits=6)}  ({item['note']})"))
+        methods.append(item["method"] or NONE)
     page = table_page(
         f"{found.distance_name} of a batch",
-        ["measure", "value"],
-        rows,
+        ["measure", "value", "error by"],
+        [(*row, method) for row, method in zip(rows, methods, strict=True)],
         lead=[f"{card['samples']} against {card['reference_file']}"],
         card=[
             ("Samples", f"{count}, {card['samples']}"),
             ("Reference", f"{card['reference_file']}: {found.reference}"),
             features_row(card),
-            ("Standard error", "delete-a-group jackknife over ten random blocks of samples; none for statistics without images"),
+            (
+                "Standard error",
+                "over the draw of the samples; none for statistics without images. Blocks are random, whatever the file's order",
+            ),
             versions_row(card),
             ("Device", card["device"]),
         ],

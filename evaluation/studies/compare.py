@@ -147,7 +147,7 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
     return Comparison(
         models=tuple(compared),
         grid=_grid(plans, names, shared.own_device),
-        notes=_protocol_notes(described, names, with_likelihood=compared[0].result.likelihood is not None),
+        notes=_protocol_notes(described, names, options or EvaluationOptions(), with_likelihood=compared[0].result.likelihood is not None),
     )
 
 
@@ -242,15 +242,24 @@ def _key(spec: ModelSpec, options: EvaluationOptions) -> str:
 
 
 def _if_finite(difference: Difference | None) -> Difference | None:
+    """Return a difference; None for that of an infinite likelihood, or of a distance of an earlier version that is NaN."""
     return difference if difference is not None and math.isfinite(difference.value) else None
 
 
 def _likelihood_difference(result: EvaluationResult, other: EvaluationResult) -> Difference | None:
-    """Return the bits/dim of `result` minus those of `other`, image by image; None without bits/dim."""
+    """Return the bits/dim of `result` minus those of `other`, image by image; None without bits/dim, or where one's images are unknown."""
     if result.likelihood is None or other.likelihood is None:
         return None
+    digests = [each.protocol["likelihood"].get("data_digest") for each in (result, other)]
+    if None in digests and digests[0] != digests[1]:
+        unknown = (result, other)[digests.index(None)]
+        say(
+            f"no difference of bits/dim: those of step {unknown.step:,} ({unknown.weights}) are of an earlier version, which did not "
+            f"record its images; delete {run_uri_of(unknown.checkpoint_uri)}/evaluations/compare-*.json and compare again"
+        )
+        return None
     ours, theirs = (npz.read_arrays(likelihood["per_image_uri"]) for likelihood in (result.likelihood, other.likelihood))
-    if ours["index"].tolist() != theirs["index"].tolist():
+    if digests[0] != digests[1] or ours["index"].tolist() != theirs["index"].tolist():
         raise UserError("the bits/dim are of different images; delete the comparison's results (compare-*.json) and compare again")
     difference = torch.from_numpy(ours["bits_per_dim"] - theirs["bits_per_dim"])
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else None
@@ -271,14 +280,20 @@ def _grid(plans: Sequence[SamplePlan], names: Sequence[str], device: str) -> byt
     return grids.to_png(pixels)
 
 
-def _protocol_notes(models: Sequence[Described], names: Sequence[str], *, with_likelihood: bool) -> tuple[str, ...]:
-    """Return a note for the models with each protocol or number of timesteps that is not the first model's."""
+def _protocol_notes(
+    models: Sequence[Described], names: Sequence[str], options: EvaluationOptions, *, with_likelihood: bool
+) -> tuple[str, ...]:
+    """Return a note for the models with each protocol or number of timesteps that is not the first model's.
+
+    Fields that the options set are left out: no model's own value is used.
+    """
     first = models[0].experiment
+    fields = [field for field in _PROTOCOL_FIELDS if getattr(options, field) is None]
     protocols: dict[str, list[str]] = {}
     chains: dict[int, list[str]] = {}
     for name, model in zip(names[1:], models[1:], strict=True):
         own = model.experiment
-        differing = [field for field in _PROTOCOL_FIELDS if getattr(own.evaluation, field) != getattr(first.evaluation, field)]
+        differing = [field for field in fields if getattr(own.evaluation, field) != getattr(first.evaluation, field)]
         if differing:
             protocols.setdefault(", ".join(differing), []).append(name)
         if with_likelihood and own.diffusion.num_timesteps != first.diffusion.num_timesteps:

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.distances.paired import why_unpaired
+from evaluation.distances.paired import difference_method, why_unpaired
+from evaluation.records.intervals import JACKKNIFE
+from evaluation.records.metric_numbers import SHARES
 from evaluation.records.numbers import NONE, plain_estimate
 from evaluation.records.paired import Difference, judge_together
 from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
-from evaluation.records.score_card import SHARES
 from evaluation.records.stored import finite_scores
 from evaluation.reports.charts import COLOURS, Chart, Line, Picture, draw_lines
 from evaluation.reports.html import data_uri, render, text_table
@@ -186,6 +187,7 @@ def _notes(comparison: Comparison) -> list[str]:
         f"{protocol}.",
         "Numbers after +- are one standard error. Differences are on the same noise and images, so their errors are smaller; in brackets "
         "is their 95% interval (jackknife over blocks of samples, or over images, with Student's t).",
+        *_other_methods(comparison),
         *(f"No difference is judged for {name.replace('_', ' ')}: {why_unpaired(name)}." for name in _unpaired(comparison)),
         *([together] if num_differences > 1 else []),
         *(
@@ -195,6 +197,14 @@ def _notes(comparison: Comparison) -> list[str]:
         ),
         *(f"{note[:1].upper()}{note[1:]}." for note in comparison.notes),
     ]
+
+
+def _other_methods(comparison: Comparison) -> Iterator[str]:
+    """Yield a note for each metric whose difference has another interval than the jackknife's with Student's t."""
+    unpaired = _unpaired(comparison)
+    for name, item in comparison.models[0].result.metrics.items():
+        if name not in unpaired and (method := difference_method(item)) != JACKKNIFE:
+            yield f"The interval of a difference of {name.replace('_', ' ')} is by another method: {method}."
 
 
 def _metrics(comparison: Comparison) -> Iterator[tuple[str, float | None]]:

@@ -25,6 +25,7 @@ from training.checkpoints import averages, checkpoint
 from training.config.errors import UserError
 from training.config.experiment import EvaluationConfig
 from training.config.plain import PlainRecord
+from training.models.ema import average_name
 from training.models.posthoc_ema import ReconstructionError
 
 
@@ -129,7 +130,7 @@ def _steps(run_uri: str, decays: Sequence[float], steps: Sequence[int]) -> list[
 
 def _stored(run_uri: str, step: int, decay: float) -> ModelSpec | None:
     """Return the average if training stored it."""
-    uri, weights = checkpoint.checkpoint_uri(run_uri, step), f"ema_{decay}"
+    uri, weights = checkpoint.checkpoint_uri(run_uri, step), average_name(decay)
     is_there = step in checkpoint.steps(run_uri) and weights in checkpoint.weights_names(uri)
     return ModelSpec(checkpoint_uri=uri, weights=weights) if is_there else None
 

@@ -7,23 +7,26 @@ The guide is the model without its label (Ho and Salimans 2022, "Classifier-free
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evaluation.distances.paired import distance_difference
 from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.preflight import preflight
 from evaluation.evaluate.run import evaluate_once
 from evaluation.records.numbers import plain_estimate
-from evaluation.records.protocol_card import card_rows
+from evaluation.records.protocol_card import card_rows, same_protocol
 from evaluation.records.result import EvaluationResult
-from evaluation.records.run_directory import run_uri_of
-from evaluation.records.score_card import Score, in_words, interval_in_words
+from evaluation.records.run_directory import result_uri, run_uri_of
+from evaluation.records.score_card import ScoreCardRow, in_words, interval_in_words
 from evaluation.reports import figures
 from evaluation.reports.html import table_page, text_table
 from evaluation.reports.study import Study, as_json
 from evaluation.sampling.generate import require_guide
 from evaluation.sampling.trained_model import ModelSpec
+from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import SamplingConfig
@@ -49,8 +52,8 @@ class GuidedPoint:
     standard_error: float | None
     behind: float
     behind_standard_error: float | None
-    precision: Score
-    recall: Score
+    precision: ScoreCardRow
+    recall: ScoreCardRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +79,7 @@ def guided_samplers(
         sampling: The sampler that is guided; None takes the experiment's.
 
     Raises:
-        UserError: No scale is given, one is negative, or the model has no such guide.
+        UserError: No scale is given, one is negative, two are equal in hundredths, or the model has no such guide.
     """
     if not scales or min(scales) < 0:
         raise UserError(f"guidance scales are numbers of 0 or more, such as 1,1.5,2,3; got {list(scales)}")
@@ -86,6 +89,9 @@ def guided_samplers(
         dataclasses.replace(base, guidance_scale=scale, guidance_step=guidance_step if scale != 1 else 0)
         for scale in sorted({float(scale) for scale in scales})
     ]
+    for one, other in itertools.pairwise(each.guidance_scale for each in samplers):
+        if _hundredths(one) == _hundredths(other):
+            raise UserError(f"guidance scales are told apart by their hundredths, and {one} and {other} are equal there; leave one out")
     for each in samplers:
         require_guide(each, members)
     return samplers
@@ -99,23 +105,8 @@ def sweep(
     Args:
         options: Resources, and deviations from the experiment's protocol.
     """
-    results = [
-        evaluate_once(
-            spec,
-            data_uri,
-            reference_uri,
-            dataclasses.replace(
-                options,
-                likelihood=False,
-                held_out=False,
-                metrics=(METRIC,),
-                purpose="guidance",
-                sampling=each,
-                result_name=f"guidance-{each.guidance_scale:g}-{each.guidance_step}",
-            ),
-        )
-        for each in samplers
-    ]
+    shared = dataclasses.replace(options, likelihood=False, held_out=False, metrics=(METRIC,), purpose="guidance")
+    results = [_evaluate(spec, data_uri, reference_uri, dataclasses.replace(shared, sampling=each), each) for each in samplers]
     best = min(results, key=lambda result: result.rank)
     guidance_step = max(each.guidance_step for each in samplers)
     return GuidanceSweep(
@@ -126,6 +117,31 @@ def sweep(
         points=tuple(_point(each.guidance_scale, result, best) for each, result in zip(samplers, results, strict=True)),
         protocol=results[0].protocol,
     )
+
+
+def _evaluate(spec: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions, sampling: SamplingConfig) -> EvaluationResult:
+    """Evaluate a model with one of the samplers, or return the stored result, also that of an earlier version."""
+    # Earlier versions named a result by its scale alone, so it may be another checkpoint's.
+    earlier = dataclasses.replace(options, result_name=f"guidance-{sampling.guidance_scale:g}-{sampling.guidance_step}")
+    uri = result_uri(run_uri_of(spec.checkpoint_uri), earlier.result_name)
+    if storage.exists(uri) and same_protocol(EvaluationResult.read(uri).protocol, preflight(spec, data_uri, reference_uri, earlier).card):
+        return evaluate_once(spec, data_uri, reference_uri, earlier)
+    return evaluate_once(spec, data_uri, reference_uri, dataclasses.replace(options, result_name=_result_name(spec, sampling)))
+
+
+def _result_name(spec: ModelSpec, sampling: SamplingConfig) -> str:
+    """Return the name of a result, which differs for each checkpoint, weights, scale and guide."""
+    members = [(spec.checkpoint_uri, spec.weights)]
+    if spec.ends_checkpoint_uri:
+        members.append((spec.ends_checkpoint_uri, spec.ends_weights))
+    model = "-".join(f"{checkpoint.step_of(uri):08d}-{checkpoint.choose_weights(uri, weights)}" for uri, weights in members)
+    scale = str(sampling.guidance_scale).replace("+", "")  # 1e+16: a name has no plus
+    return f"guidance-{model}-{scale}-{sampling.guidance_step}"
+
+
+def _hundredths(scale: float) -> int:
+    """Return a scale as MLflow's step."""
+    return round(100 * scale)
 
 
 def _point(scale: float, result: EvaluationResult, best: EvaluationResult) -> GuidedPoint:
@@ -146,7 +162,7 @@ def as_study(found: GuidanceSweep) -> Study:
     """Return the table, its figures and the metrics for MLflow, whose steps are the scale in hundredths."""
     points: dict[tuple[str, int], float | None] = {}
     for point in found.points:
-        at = round(100 * point.scale)
+        at = _hundredths(point.scale)
         points |= {
             ("distance_by_hundredths_of_scale", at): point.distance,
             ("precision_by_hundredths_of_scale", at): point.precision.value,
@@ -192,5 +208,5 @@ def _row(point: GuidedPoint) -> list[str]:
     return [f"{point.scale:g}", plain_estimate(point.distance, point.standard_error), behind, *shares]
 
 
-def _with_interval(score: Score) -> str:
+def _with_interval(score: ScoreCardRow) -> str:
     return in_words(score.value, score) + (f" ({interval_in_words(score)})" if score.interval else "")

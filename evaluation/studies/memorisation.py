@@ -23,7 +23,7 @@ from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
 from training.config.errors import UserError
-from training.config.experiment import SamplingConfig
+from training.config.experiment import SamplingConfig, require_seed
 from training.console import say
 from training.data.loading.row_groups import RowReader
 
@@ -70,10 +70,11 @@ def study_memorisation(request: Request) -> MemorisationStudy:
     """Search the training set for copies among a model's samples.
 
     Raises:
-        UserError: The data set has no test images, the samples do not fit it, the extractor can't be loaded, or the model enlarges
-            training images.
+        UserError: The data set has no test images, the samples do not fit it, the extractor can't be loaded, the model enlarges
+            training images, or no experiment can have the seed.
         CheckpointError: There is no such checkpoint.
     """
+    require_seed(request.seed)
     device = choose_device(request.device)
     model = request.model.load(device)
     if reason := obstacle(request.data_uri):

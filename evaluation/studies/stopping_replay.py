@@ -15,7 +15,7 @@ from evaluation.distances.paired import distance_difference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import read_comparable
-from evaluation.monitoring.early_stopping import Score, best_checkpoints, decide, ranked_candidates, sorted_by_step
+from evaluation.monitoring.early_stopping import CheckpointScore, best_checkpoints, decide, ranked_candidates, sorted_by_step
 from evaluation.records.numbers import plain_estimate
 from evaluation.records.protocol_card import card_rows, num_sampling_steps
 from evaluation.records.result import EvaluationResult
@@ -182,7 +182,7 @@ def scored_weights(run_uri: str, options: EvaluationOptions) -> Iterator[ModelSp
     yield from (_spec(run_uri, found.step, found.weights) for found in ranked_candidates(scores))
 
 
-def _read_scores(run_uri: str, options: EvaluationOptions) -> tuple[Experiment, list[dict[str, Any]], list[Score]]:
+def _read_scores(run_uri: str, options: EvaluationOptions) -> tuple[Experiment, list[dict[str, Any]], list[CheckpointScore]]:
     """Return the run's experiment, its history of scores, and the scores of the checkpoints that a replay evaluates."""
     present, latest = set(checkpoint.steps(run_uri)), checkpoint.latest(run_uri)
     if latest is None:

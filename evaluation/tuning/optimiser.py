@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.tuning.record import TrialRecord, smallest_scores
+from evaluation.tuning.record import TuningTrial, smallest_scores
 from evaluation.tuning.search import Axis, Value
 from training.config.experiment import Experiment
 
@@ -22,7 +22,7 @@ _NUM_RANDOM = 5
 _RUNG = "completed_rung_"
 
 
-def suggest(axes: Sequence[Axis], experiment: Experiment, records: Sequence[TrialRecord], *, number: int, seed: int) -> dict[str, Value]:
+def suggest(axes: Sequence[Axis], experiment: Experiment, records: Sequence[TuningTrial], *, number: int, seed: int) -> dict[str, Value]:
     """Return the values of trial `number`, which depend on the arguments alone.
 
     The first trial has the experiment's own values, if they can be suggested: then the tuning says what it gains. Five trials are
@@ -66,7 +66,7 @@ class Pruner:
     than eta trials. It is plain data, so that it can be sent to the process that trains.
 
     Attributes:
-        rungs: The rungs of each other trial; see `TrialRecord`.
+        rungs: The rungs of each other trial; see `TuningTrial`.
         min_steps: Updates of the first rung.
         reduction: eta, 2 or more.
     """
@@ -91,7 +91,10 @@ class Pruner:
         for step, score in _best_so_far(smallest_scores(history)):
             trial.report(score, step)
             if trial.should_prune():
-                reason = f"{score:.4g} at step {step:,} is not among the best 1/{self.reduction} of the trials there"
+                if math.isnan(score):
+                    reason = f"it has no finite score up to step {step:,}"
+                else:
+                    reason = f"{score:.4g} at step {step:,} is not among the best 1/{self.reduction} of the trials there"
                 break
         return reason, {name: value for name, value in study.trials[-1].system_attrs.items() if name.startswith(_RUNG)}
 

@@ -17,7 +17,7 @@ from evaluation.monitoring.checkpoint_scorer import comparable, read_history
 from evaluation.records.numbers import NONE
 from evaluation.reports.charts import COLOURS, STYLE, Chart, Line, Picture, as_svg, draw_lines
 from evaluation.reports.html import render as fill
-from evaluation.tuning.record import TrialRecord, best_of, ranked
+from evaluation.tuning.record import TuningTrial, best_of, ranked
 from evaluation.tuning.request import TuneRequest
 from evaluation.tuning.search import Axis
 from training.config.addresses import public_links
@@ -29,7 +29,7 @@ _LETTERS_OF_A_PANEL = 24
 """Letters of all choices that fit below a panel in one line."""
 
 
-def render(request: TuneRequest, records: Sequence[TrialRecord], *, links: Mapping[str, str]) -> str:
+def render(request: TuneRequest, records: Sequence[TuningTrial], *, links: Mapping[str, str]) -> str:
     """Return the page as HTML; `links` are name -> address."""
     best, axes = best_of(records), request.axes()
     scored = next((record for record in ranked(records) if record.scores), None)
@@ -61,7 +61,7 @@ def table_headers(axes: Sequence[Axis], name: str) -> list[str]:
     return ["trial", "state", *(axis.name for axis in axes), name, "at step", "steps scored"]
 
 
-def table_rows(axes: Sequence[Axis], records: Sequence[TrialRecord]) -> list[list[str]]:
+def table_rows(axes: Sequence[Axis], records: Sequence[TuningTrial]) -> list[list[str]]:
     """Return a row for each trial, best first."""
     return [
         [
@@ -76,7 +76,7 @@ def table_rows(axes: Sequence[Axis], records: Sequence[TrialRecord]) -> list[lis
     ]
 
 
-def _lead(request: TuneRequest, records: Sequence[TrialRecord], name: str) -> str:
+def _lead(request: TuneRequest, records: Sequence[TuningTrial], name: str) -> str:
     counts = {state: sum(record.state == state for record in records) for state in ("complete", "pruned", "failed")}
     words = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     fields = ", ".join(axis.field for axis in request.axes())
@@ -101,7 +101,7 @@ def _card(request: TuneRequest, protocol: Mapping[str, Any]) -> list[tuple[str, 
     return [(name, text) for name, text in card if text]
 
 
-def _by_step(records: Sequence[TrialRecord], best: TrialRecord | None, name: str) -> Picture | None:
+def _by_step(records: Sequence[TuningTrial], best: TuningTrial | None, name: str) -> Picture | None:
     """Draw the scores of every trial over its training: the best in colour, pruned and failed ones pale."""
     lines, named = [], set()
     for record in reversed(ranked(records)):  # the best on top
@@ -116,7 +116,7 @@ def _by_step(records: Sequence[TrialRecord], best: TrialRecord | None, name: str
     return draw_lines(lines, Chart(x="training step", y=f"{name}, lower is better", caption=caption))
 
 
-def _by_value(axes: Sequence[Axis], records: Sequence[TrialRecord], best: TrialRecord | None, name: str) -> Picture | None:
+def _by_value(axes: Sequence[Axis], records: Sequence[TuningTrial], best: TuningTrial | None, name: str) -> Picture | None:
     """Draw the score of each trial over the value of each searched field; pruned trials are hollow."""
     scored = [record for record in records if record.score is not None]
     if not scored:

@@ -17,7 +17,7 @@ State = Literal["complete", "pruned", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialRecord(KnownFieldsOnly):
+class TuningTrial(KnownFieldsOnly):
     """A trial that has ended.
 
     Attributes:
@@ -57,24 +57,24 @@ def smallest_scores(history: Iterable[Mapping[str, Any]]) -> tuple[tuple[int, fl
     return tuple(sorted(found))
 
 
-def read_records(tuning_uri: str) -> list[TrialRecord]:
+def read_records(tuning_uri: str) -> list[TuningTrial]:
     """Read the records of a tuning, by number."""
-    records = [storage.read_record(uri, TrialRecord) for uri in storage.list_uris(storage.join(tuning_uri, "trials"))]
+    records = [storage.read_record(uri, TuningTrial) for uri in storage.list_uris(storage.join(tuning_uri, "trials"))]
     return sorted(records, key=lambda record: record.number)
 
 
-def write_record(tuning_uri: str, record: TrialRecord) -> None:
+def write_record(tuning_uri: str, record: TuningTrial) -> None:
     """Write a trial's record."""
     storage.write_json(storage.join(tuning_uri, "trials", f"{record.number:04d}.json"), dataclasses.asdict(record))
 
 
-def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
+def best_of(records: Sequence[TuningTrial]) -> TuningTrial | None:
     """Return the finished trial with the smallest score; None if none is finished."""
     complete = [record for record in records if record.state == "complete" and record.score is not None]
     return min(complete, key=lambda record: record.score or 0.0, default=None)
 
 
-def ranked(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+def ranked(records: Iterable[TuningTrial]) -> list[TuningTrial]:
     """Return the records best first: finished ones, then pruned ones, each by score, then failed ones."""
     order = ("complete", "pruned", "failed")
     return sorted(records, key=lambda each: (order.index(each.state), math.inf if each.score is None else each.score, each.number))

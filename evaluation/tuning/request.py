@@ -84,7 +84,10 @@ class TuneRequest(PlainRecord):
         return f"tune-{experiment.name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def command(self) -> str:
-        """Return the command that makes the same request; FILE.toml stands for a file, whose name is not part of a request."""
+        """Return the command that goes on with the same tuning.
+
+        FILE.toml stands for a file, whose name is not part of a request. The limit of hours is left out: it is one of a single call.
+        """
         words = ["iddpm", "tune", self.preset or "FILE.toml"]
         words += [word for item in self.search for word in ("--search", item)]
         words += ["--trials", str(self.trials)]

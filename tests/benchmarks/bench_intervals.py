@@ -11,7 +11,6 @@ is computed by products of the samples: the same number, in a tenth of the time.
 from __future__ import annotations
 
 import argparse
-import itertools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, dist
 from evaluation.distances.gaussian_mmd import gaussian_mmd
 from evaluation.distances.metric_value import NUM_BLOCKS
 from evaluation.distances.sliced_wasserstein import random_directions, sliced_wasserstein
-from evaluation.records.intervals import HALVES, REST_OF_BLOCKS, Interval, distance_error, logarithmic_interval, student_interval
+from evaluation.records.intervals import PARTS, Interval, distance_error, logarithmic_interval, part_values, student_interval
 
 _FIRST_SEED = 7_000
 """Not the seed of the random directions (0): the first draws would lie along them."""
@@ -114,8 +113,8 @@ def _by_products(sample: Tensor, deviations: Tensor) -> tuple[float, float]:
         return float(part.mean(0).square().sum() + centred.square().sum() + deviations.square().sum() - 2 * trace)
 
     block_of = torch.arange(len(sample)) * NUM_BLOCKS // len(sample)
-    parts = [distance(sample[torch.tensor(part)[block_of]]) for part in REST_OF_BLOCKS + HALVES]
-    return distance(sample), distance_error(parts[:NUM_BLOCKS], list(itertools.pairwise(parts[NUM_BLOCKS:]))[::2])
+    parts = part_values([distance(sample[torch.tensor(part)[block_of]]) for part in PARTS])
+    return distance(sample), distance_error(parts.without_blocks, parts.of_halves)
 
 
 def other_measures(case: Case) -> dict[str, Measure]:

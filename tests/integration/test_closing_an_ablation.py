@@ -14,7 +14,7 @@ from components.ablations.steps import measure_joint, train_trial
 from components.ablations.tracking import finish_trial, open_parent, open_trial
 from components.reaper.mlflow_runs import send_what_mlflow_lacks
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.ablations.trials.record import TrialRecord, record_uri
+from evaluation.ablations.trials.record import AblationTrial, record_uri
 from pipelines.local.ablate import _end_if_stopped
 from training import storage
 from training.config.errors import UserError
@@ -42,12 +42,12 @@ def _status(run_id: str) -> str:
     return str(mlflow_client.connect().get_run(run_id).info.status)
 
 
-def _measured(plan: Plan, uri: str, run_id: str, *, number: int = 0, score: float = 2.5) -> TrialRecord:
+def _measured(plan: Plan, uri: str, run_id: str, *, number: int = 0, score: float = 2.5) -> AblationTrial:
     """Store the record of a trial, the first one."""
     trial = plan.request.trials()[number]
     known: dict[str, Any] = {"label": trial.label, "values": trial.values, "preset": trial.preset, "own": trial.own}
     points = [{"step": step, "scores": {"ema_0.99": value}} for step, value in ((10, score), (20, 1.0))]
-    record = TrialRecord(**known, measures={"history": {"points": points}}, tracking_run_id=run_id)
+    record = AblationTrial(**known, measures={"history": {"points": points}}, tracking_run_id=run_id)
     storage.write_json(record_uri(uri, trial.label), record.to_dict())
     return record
 
@@ -148,7 +148,7 @@ def test_after_failed_trials_have_run_again_mlflow_has_the_new_numbers(services:
 def test_a_trial_whose_run_was_deleted_is_trained_and_measured_again(services: Any, tmp_path: Path) -> None:
     plan, pipeline = _planned(str(tmp_path)), str(uuid.uuid4())
     uri, trial = ablation_uri(plan.request, str(tmp_path)), plan.request.trials()[0]
-    old = TrialRecord(label=trial.label, run_uri=f"{tmp_path}/runs/gone", measures={"history": {"points": []}})
+    old = AblationTrial(label=trial.label, run_uri=f"{tmp_path}/runs/gone", measures={"history": {"points": []}})
     storage.write_json(record_uri(uri, trial.label), old.to_dict())
     trained = train_trial({**plan.items[0], "run_uri": ""}, lambda _: f"{tmp_path}/runs/new", pipeline_run_id=pipeline)
     assert trained == f"{tmp_path}/runs/new"
@@ -164,7 +164,7 @@ def test_the_joint_measurement_belongs_to_the_pipelines_run_that_planned_it(serv
     for trial in request.trials():
         known: dict[str, Any] = {"label": trial.label, "role": trial.role, "data": {"digest": manifest.content_digest}}
         checkpoint = f"{tmp_path}/runs/gone/checkpoints/step=00000010"
-        storage.write_json(record_uri(uri, trial.label), TrialRecord(**known, checkpoint_uri=checkpoint).to_dict())
+        storage.write_json(record_uri(uri, trial.label), AblationTrial(**known, checkpoint_uri=checkpoint).to_dict())
     with pytest.raises(UserError, match="runs/gone"):
         measure_joint(uri, {})
     (run,) = (run for run in open_runs(PIPELINE_RUN_TAG, "pipeline-1", status="FAILED") if run.key == f"{request.key()}/ensemble")

@@ -12,7 +12,7 @@ from components.ablations.steps import train_trial
 from components.ablations.tracking import finish_trial, open_parent, open_trial
 from components.steps.close import End, close_runs
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.ablations.trials.record import TrialRecord, record_uri
+from evaluation.ablations.trials.record import AblationTrial, record_uri
 from training import storage
 from training.tracking.client import connect
 from training.tracking.runs import PIPELINE_RUN_TAG, open_run
@@ -44,7 +44,7 @@ def _sweep(experiment: str, root: str, pipeline: str) -> None:
         item = {"label": trial.label, "ablation_uri": uri, "run_uri": "", "data_uri": ""}
         run_uri = train_trial(item, lambda trial_run_id: _train(experiment, root, pipeline, trial_run_id), pipeline_run_id=pipeline)
         points = [{"step": 10, "scores": {"ema_0.99": 2.5}}]
-        record = TrialRecord(
+        record = AblationTrial(
             label=trial.label,
             values=trial.values,
             preset=trial.preset,

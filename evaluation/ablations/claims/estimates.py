@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from evaluation.ablations.trials.record import TrialRecord
+from evaluation.ablations.trials.record import AblationTrial
 from evaluation.records.stored import finite_scores
 
 Estimate = tuple[float, float]
@@ -33,17 +33,17 @@ CURVES = {
 }
 
 
-def points_of(record: TrialRecord | None, measure: str) -> list[dict[str, Any]]:
+def points_of(record: AblationTrial | None, measure: str) -> list[dict[str, Any]]:
     """Return the stored points of a measure; none where the trial or the measure is missing."""
     return list((record.measures.get(measure) or {}).get("points", ())) if record else []
 
 
-def missing_steps(record: TrialRecord | None, measure: str) -> list[int]:
+def missing_steps(record: AblationTrial | None, measure: str) -> list[int]:
     """Return the steps at which a curve over training could not be measured; none where the trial or the measure is missing."""
     return list((record.measures.get(measure) or {}).get("left_out", ())) if record else []
 
 
-def curve(record: TrialRecord | None, measure: str, kind: str = "") -> dict[int, Estimate]:
+def curve(record: AblationTrial | None, measure: str, kind: str = "") -> dict[int, Estimate]:
     """Return a curve as number of steps -> estimate.
 
     `measure` is a name of `CURVES` with an abscissa. Only the points of this `kind` (method or spacing) are taken; empty takes all.
@@ -56,7 +56,7 @@ def curve(record: TrialRecord | None, measure: str, kind: str = "") -> dict[int,
     }
 
 
-def full_likelihood_steps(record: TrialRecord) -> int | None:
+def full_likelihood_steps(record: AblationTrial) -> int | None:
     """Return T, if the likelihood of a chain of all T steps was measured; None otherwise.
 
     Both spacings are the same there, and only "strided" is stored (`trials.measures.likelihood_by_steps`).
@@ -68,12 +68,12 @@ def full_likelihood_steps(record: TrialRecord) -> int | None:
     return max(counts["strided"] - counts["with-small-t"], default=None)
 
 
-def distances_by_weights(record: TrialRecord) -> dict[str, Estimate]:
+def distances_by_weights(record: AblationTrial) -> dict[str, Estimate]:
     """Return name of the weights -> distance, for the trained weights ("model") and each of their averages, as far as it is finite."""
     return {point["weights"]: _estimate(point, "distance") for point in points_of(record, "raw-weights") if point["distance"] is not None}
 
 
-def score_curve(record: TrialRecord, weights: str | None = None) -> dict[int, float]:
+def score_curve(record: AblationTrial, weights: str | None = None) -> dict[int, float]:
     """Return training step -> score beside training of those weights; None takes the best of all weights at each step."""
     found = {}
     for point in points_of(record, "history"):
@@ -83,7 +83,7 @@ def score_curve(record: TrialRecord, weights: str | None = None) -> dict[int, fl
     return found
 
 
-def bound_ratio(hybrid: TrialRecord, vlb: TrialRecord) -> list[float] | None:
+def bound_ratio(hybrid: AblationTrial, vlb: AblationTrial) -> list[float] | None:
     """Return the mean L_t of theta_hybrid over that of theta_vlb, for each t (supplement figure 3).
 
     It is None where one is not finite, and for models of different numbers of timesteps.
@@ -94,13 +94,13 @@ def bound_ratio(hybrid: TrialRecord, vlb: TrialRecord) -> list[float] | None:
     return [max(a, 1e-12) / max(b, 1e-12) for a, b in zip(first, second, strict=True)]
 
 
-def distance(record: TrialRecord | None) -> Estimate | None:
+def distance(record: AblationTrial | None) -> Estimate | None:
     """Return a trial's reported distance; None where the trial is missing or failed."""
     final = record.final if record else None
     return None if final is None or final["distance"] is None else (final["distance"], final["distance_standard_error"] or 0.0)
 
 
-def bits(record: TrialRecord | None) -> Estimate | None:
+def bits(record: AblationTrial | None) -> Estimate | None:
     """Return a trial's reported bits/dim; None where the trial is missing or failed, or has no finite likelihood."""
     likelihood = (record.final or {}).get("likelihood") if record else None
     return None if likelihood is None or likelihood["bits_per_dim"] is None else _estimate(likelihood, "bits_per_dim")
@@ -121,7 +121,7 @@ def change(first: Estimate | None, second: Estimate | None) -> Estimate | None:
     return abs(first[0] - second[0]), math.hypot(first[1], second[1])
 
 
-def find(records: Iterable[TrialRecord], *, role: str = "", **values: Any) -> TrialRecord | None:
+def find(records: Iterable[AblationTrial], *, role: str = "", **values: Any) -> AblationTrial | None:
     """Return the first trial with this role and these values, or None."""
     for record in records:
         if role in ("", record.role) and all(record.values.get(name) == value for name, value in values.items()):
@@ -129,7 +129,7 @@ def find(records: Iterable[TrialRecord], *, role: str = "", **values: Any) -> Tr
     return None
 
 
-def distance_name(records: Iterable[TrialRecord], *measures: str) -> str:
+def distance_name(records: Iterable[AblationTrial], *measures: str) -> str:
     """Return the name of the records' distance, such as "FID"; "distance" where no trial has one.
 
     `measures` are the measures to look at, in this order; none looks at the reported evaluation, then at the curves.

@@ -23,10 +23,10 @@ from evaluation.ablations.claims.estimates import (
 )
 from evaluation.ablations.trials.joint import ENDS_SHARE
 from evaluation.ablations.trials.measures import paired_correlation, read_images
-from evaluation.ablations.trials.record import TrialRecord, split_by_seed
+from evaluation.ablations.trials.record import AblationTrial, split_by_seed
 from training import storage
 
-Records = Sequence[TrialRecord]
+Records = Sequence[AblationTrial]
 Claims = Iterator[Finding | None]
 
 _BITS = "bits/dim"
@@ -43,7 +43,7 @@ _RISE_OF_BITS = 1.002
 """The same for bits/dim, which are taken on the same images and noise at every step."""
 
 
-def findings(name: str, records: Iterable[TrialRecord]) -> list[Finding]:
+def findings(name: str, records: Iterable[AblationTrial]) -> list[Finding]:
     """Test the claims of an ablation; a claim is left out if a trial that it needs is missing or failed. A user's grid has none.
 
     Repeated seeds are tested one by one and then combined. A failed trial takes its seed out of the claims that need it.
@@ -78,7 +78,7 @@ def _objective_schedule(records: Records) -> Claims:
 def _objectives_and_schedules(rows: Records, on: str) -> Claims:
     full = max(record.values["num_timesteps"] for record in rows)
 
-    def trial(schedule: str, objective: str) -> TrialRecord | None:
+    def trial(schedule: str, objective: str) -> AblationTrial | None:
         return find(rows, num_timesteps=full, schedule=schedule, objective=objective)
 
     simple, hybrid, vlb = (trial("cosine", objective) for objective in ("simple", "hybrid", "vlb"))
@@ -223,18 +223,19 @@ def _same_noise(records: Records) -> Claims:
         if first.shape != second.shape:  # of runs that the user named
             continue
         paired, unpaired = paired_correlation(first, second)
+        differences = paired - unpaired
         number = Deciding(
             name="Correlation of images from the same noise, less that of images from different noise",
-            value=paired - unpaired,
-            error=1 / math.sqrt(len(first)),
+            value=float(differences.mean()),
+            error=float(differences.std()) / math.sqrt(len(differences)),
             above=True,
         )
         yield Finding(
             f"From the same noise L_hybrid and L_vlb draw related images ({data}).",
             "supplement section 8, figures 20 and 21: shown there, not said",
             judge(number.difference, number.error),
-            f"Pixels of {len(first)} pairs of images from the same noise correlate by {paired:.2f}, "
-            f"of pairs from different noise by {unpaired:.2f}.",
+            f"Pixels of {len(first)} pairs of images from the same noise correlate by {float(paired.mean()):.2f}, "
+            f"of pairs from different noise by {float(unpaired.mean()):.2f}.",
             number,
         )
 

@@ -302,7 +302,7 @@ def objective_overrides(objective: Objective) -> tuple[str, ...]:
     )
 
 
-def suggest(name: str, known: Iterable[str], kind: str = "ablations") -> str:
+def did_you_mean(name: str, known: Iterable[str], kind: str = "ablations") -> str:
     """Return the remedy for an unknown name of a kind: the nearest known one, or all of them."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)

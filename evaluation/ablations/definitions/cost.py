@@ -9,7 +9,7 @@ from evaluation.ablations.definitions.request import AblationRequest
 from training.config.experiment import Experiment
 from training.config.spacing import likelihood_spacing
 from training.cost.accelerators import speed_on
-from training.cost.estimate import count_forward_passes, estimate
+from training.cost.estimate import count_forward_passes, estimate, likelihood_passes
 
 NUM_PAIRED_IMAGES = 100
 """Images that are drawn from each model for comparisons on the same noise."""
@@ -81,7 +81,9 @@ def _measured_passes(request: AblationRequest, trial: Trial, experiment: Experim
         "bound": images * num_timesteps,
         "samples": NUM_PAIRED_IMAGES * (known["sampling"] // evaluation.num_samples),
         "history": 0,
-        "history-likelihood": images * evaluation.likelihood_steps * (experiment.optim.num_steps // experiment.optim.checkpoint_interval),
+        "history-likelihood": images
+        * likelihood_passes(evaluation, num_timesteps)
+        * (experiment.optim.num_steps // experiment.optim.checkpoint_interval),
         "raw-weights": known["sampling"] * (1 + len(experiment.optim.ema_decays)),
     }
     return float(sum(passes[measure] for measure in trial.measures))

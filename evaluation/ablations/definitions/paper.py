@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from evaluation.ablations.definitions.ablation import Ablation, Setting, grid, suggest
+from evaluation.ablations.definitions.ablation import Ablation, Setting, did_you_mean, grid
 from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
 from evaluation.ablations.definitions.small import SMALL
 from training.config.errors import UserError
@@ -224,5 +224,5 @@ def find_ablation(name: str) -> Ablation:
     """Return the ablation or the reproduction of this name; raise UserError if there is none."""
     known = {**ABLATIONS, **REPRODUCTIONS}
     if name not in known:
-        raise UserError(f"there is no ablation {name!r}; {suggest(name, known)}")
+        raise UserError(f"there is no ablation {name!r}; {did_you_mean(name, known)}")
     return known[name]

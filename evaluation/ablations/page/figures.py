@@ -24,11 +24,11 @@ from evaluation.ablations.claims.estimates import (
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.page.table import COLUMN_TITLES, TableRow, format_cell
 from evaluation.ablations.trials.joint import ENDS_SHARE
-from evaluation.ablations.trials.record import TrialRecord, split_by_seed
+from evaluation.ablations.trials.record import AblationTrial, split_by_seed
 from evaluation.records.intervals import mean_interval
 from evaluation.reports.charts import COLOURS, STYLE, Chart, Line, Picture, as_svg, draw_lines, new_axes
 
-Records = Sequence[TrialRecord]
+Records = Sequence[AblationTrial]
 Drawing = tuple[Sequence[Line], Chart]
 Drawings = Iterator[Drawing]
 
@@ -189,7 +189,7 @@ def _likelihood_steps(records: Records) -> Drawings:
     yield lines, Chart(x="evaluation steps K", y=_BITS, caption=caption, log_x=True)
 
 
-def bits_by_steps(record: TrialRecord, spacing: str) -> dict[int, Estimate]:
+def bits_by_steps(record: AblationTrial, spacing: str) -> dict[int, Estimate]:
     """Return the bits/dim of a spacing by number of steps. Both spacings share the point of all T steps, if it was measured."""
     points, full = curve(record, "likelihood-steps", spacing), full_likelihood_steps(record)
     return points | {steps: value for steps, value in curve(record, "likelihood-steps", "strided").items() if steps == full}
@@ -296,7 +296,7 @@ def _power_law(lines: Sequence[Line], floor: float, scale: float, power: float) 
     return [Line(label="the paper's fit", points=points)]
 
 
-def _run_name(record: TrialRecord) -> str:
+def _run_name(record: AblationTrial) -> str:
     """Name an evaluated run in a legend: objective, schedule, and the data set unless it is the digits."""
     values = record.values
     parts = [f"L_{values['objective']}"] if "objective" in values else []

@@ -13,7 +13,7 @@ from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.page import table
 from evaluation.ablations.page.sample_grids import sample_grids
 from evaluation.ablations.page.table import TableRow
-from evaluation.ablations.trials.record import TrialRecord
+from evaluation.ablations.trials.record import AblationTrial
 from evaluation.records.numbers import format_estimate
 from evaluation.records.protocol_card import ERROR_ROW, features_row, versions_row
 from evaluation.reports import html
@@ -25,7 +25,7 @@ _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 def render(
     request: AblationRequest,
-    records: Sequence[TrialRecord],
+    records: Sequence[AblationTrial],
     rows: Sequence[TableRow],
     *,
     figures: Sequence[Picture],
@@ -79,7 +79,7 @@ def _describe_scale(request: AblationRequest) -> str:
     return text + (f" With changes: {', '.join(request.changes)}." if request.changes else "")
 
 
-def _describe_data(records: Sequence[TrialRecord]) -> str:
+def _describe_data(records: Sequence[AblationTrial]) -> str:
     data_sets = dict.fromkeys(
         f"{data['num_images']:,} training images of {data['name']}, {data['image_size']}x{data['image_size']}"
         for data in (record.data for record in records)
@@ -119,7 +119,7 @@ def _notes(request: AblationRequest, rows: Sequence[TableRow]) -> list[str]:
     return notes
 
 
-def _points(records: Sequence[TrialRecord]) -> dict[str, Any] | None:
+def _points(records: Sequence[AblationTrial]) -> dict[str, Any] | None:
     """Return the points of the curves as a table."""
     rows = [
         [
@@ -153,7 +153,7 @@ def _plan_card(request: AblationRequest) -> list[tuple[str, str]]:
     ]
 
 
-def _card(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
+def _card(records: Sequence[AblationTrial]) -> list[tuple[str, str]]:
     """Return the protocol of the reported numbers, then that of the curves, as rows of name and text."""
     finals = [record.final for record in records if record.final]
     card = _reported_card(finals) if finals else []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from evaluation.ablations.trials.measures import read_images
-from evaluation.ablations.trials.record import TrialRecord, split_by_seed
+from evaluation.ablations.trials.record import AblationTrial, split_by_seed
 from evaluation.records import grids
 from evaluation.reports.html import data_uri
 from training import storage
@@ -26,13 +26,13 @@ class SampleGrid:
     wide: bool = True
 
 
-def sample_grids(records: Sequence[TrialRecord]) -> list[SampleGrid]:
+def sample_grids(records: Sequence[AblationTrial]) -> list[SampleGrid]:
     """Return the grids of all images that the records name and that still exist; of repeated seeds, those of the first finished one."""
     done = next(iter(split_by_seed(record for record in records if not record.error).values()), [])
     return [*_by_steps(done), *_same_noise(done), *_stages(done)] or list(_reported(done))
 
 
-def _by_steps(records: Sequence[TrialRecord]) -> Iterator[SampleGrid]:
+def _by_steps(records: Sequence[AblationTrial]) -> Iterator[SampleGrid]:
     """One grid for each model and sampler (supplement figures 8 to 19)."""
     for record in records:
         for measure in ("sampling-steps", "figure-1"):
@@ -47,7 +47,7 @@ def _by_steps(records: Sequence[TrialRecord]) -> Iterator[SampleGrid]:
                     )
 
 
-def _same_noise(records: Sequence[TrialRecord]) -> Iterator[SampleGrid]:
+def _same_noise(records: Sequence[AblationTrial]) -> Iterator[SampleGrid]:
     """Each model's images from the same noise, in alternating rows (supplement figures 4, 20 and 21)."""
     shown = [r for r in records if r.measures.get("samples") and storage.exists(r.measures["samples"]["images_uri"])]
     for shape in dict.fromkeys(_shape(record) for record in shown):
@@ -60,12 +60,12 @@ def _same_noise(records: Sequence[TrialRecord]) -> Iterator[SampleGrid]:
         yield _alternating(sets, names, f"The same noise in each column of {len(rows)} rows: {', '.join(names)}; {sampler}.")
 
 
-def _shape(record: TrialRecord) -> tuple[str, int]:
+def _shape(record: AblationTrial) -> tuple[str, int]:
     data = record.experiment["data"]
     return str(data["name"]), int(data["image_size"])
 
 
-def _stages(records: Sequence[TrialRecord]) -> Iterator[SampleGrid]:
+def _stages(records: Sequence[AblationTrial]) -> Iterator[SampleGrid]:
     """The first stage's images above the second stage's (supplement figure 2)."""
     for record in records:
         stages = record.measures.get("stages")
@@ -81,7 +81,7 @@ def _stages(records: Sequence[TrialRecord]) -> Iterator[SampleGrid]:
         )
 
 
-def _reported(records: Sequence[TrialRecord]) -> Iterator[SampleGrid]:
+def _reported(records: Sequence[AblationTrial]) -> Iterator[SampleGrid]:
     """The grid of each trial's reported evaluation; all are from the same noise, unless their seeds differ."""
     seeds = {record.final["protocol"]["distance"]["seed"] for record in records if record.final}
     noise = ": the same noise in every grid." if len(seeds) == 1 else "."

@@ -10,7 +10,7 @@ from typing import Any
 
 from evaluation.ablations.definitions.ablation import Setting, format_overrides, format_value
 from evaluation.ablations.definitions.request import OBJECTIVES, AblationRequest
-from evaluation.ablations.trials.record import TrialRecord
+from evaluation.ablations.trials.record import AblationTrial
 from evaluation.records.intervals import mean_interval
 from evaluation.records.numbers import NONE, format_estimate
 from evaluation.reports.paper_numbers import OTHER_MODELS
@@ -40,7 +40,7 @@ _PREFERRED_SOURCES = {"hybrid-weight": "supplement table 1"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Number:
+class TableNumber:
     """Our number and the paper's; None where there is none. `comparable` numbers are the same quantity on the same images.
 
     With `seeds`, the number of each seed, ours is their mean, and the standard error is that of the mean.
@@ -82,8 +82,8 @@ class TableRow:
 
     label: str
     values: Mapping[str, Any]
-    distance: Number
-    bits_per_dim: Number
+    distance: TableNumber
+    bits_per_dim: TableNumber
     weights: str = ""
     source: str = ""
     error: str = ""
@@ -106,7 +106,7 @@ class TableRow:
         return {**flat, "weights": self.weights, "paper_source": self.source, "error": self.error, "run_uri": self.run_uri}
 
 
-def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list[TableRow]:
+def table_rows(request: AblationRequest, records: Sequence[AblationTrial]) -> list[TableRow]:
     """Return a row for each setting, then a row for each model of other papers that the paper's table cites.
 
     The records are in the order of the trials; joint measurements come last.
@@ -117,7 +117,7 @@ def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list
         trial.label: not trial.run_uri or trial.experiment.to_dict() == experiments.get(trial.label, {}) for trial in request.trials()
     }
     as_paper = request.scale == "paper" and not request.changes
-    settings: dict[str, list[TrialRecord]] = {}
+    settings: dict[str, list[AblationTrial]] = {}
     for record in records:
         settings.setdefault(record.setting, []).append(record)
     rows = [
@@ -130,13 +130,13 @@ def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list
     ]
     if request.ablation().joint == "cascade":
         rows += [
-            TableRow(label=other.model, values={}, distance=Number(paper=other.fid), bits_per_dim=Number(), source=other.source)
+            TableRow(label=other.model, values={}, distance=TableNumber(paper=other.fid), bits_per_dim=TableNumber(), source=other.source)
             for other in OTHER_MODELS[("imagenet", 256, True)]
         ]
     return rows
 
 
-def reported(request: AblationRequest, index: int, record: TrialRecord) -> PaperResult | None:
+def reported(request: AblationRequest, index: int, record: AblationTrial) -> PaperResult | None:
     """Return the paper's result for a trial. At the small and tiny scales it is that of the paper's trial which the trial repeats.
 
     That is the paper's trial with the same objective and schedule; of several, the n-th one for the n-th such trial. There is no result
@@ -214,16 +214,16 @@ def cells(columns: Sequence[str], rows: Sequence[TableRow]) -> list[dict[str, An
     return table
 
 
-def any_paper(numbers: Sequence[Number]) -> bool:
+def any_paper(numbers: Sequence[TableNumber]) -> bool:
     """Return True if the paper reports one of the numbers."""
     return any(number.paper is not None for number in numbers)
 
 
-def _any_difference(numbers: Sequence[Number]) -> bool:
+def _any_difference(numbers: Sequence[TableNumber]) -> bool:
     return any(number.difference is not None for number in numbers)
 
 
-def _number_cells(number: Number, column: Sequence[Number], paper_format: str = "{}") -> list[str]:
+def _number_cells(number: TableNumber, column: Sequence[TableNumber], paper_format: str = "{}") -> list[str]:
     """Return our number, then the paper's as the paper prints it and the difference, where the column has any."""
     line = [format_estimate(number.ours, number.error)]
     if any_paper(column):
@@ -244,7 +244,7 @@ def format_cell(value: Any) -> str:
     return "" if value is None else format_value(value)
 
 
-def _row(records: Sequence[TrialRecord], result: PaperResult | None, *, comparable: bool) -> TableRow:
+def _row(records: Sequence[AblationTrial], result: PaperResult | None, *, comparable: bool) -> TableRow:
     """Return the row of a setting: of its trial, or of its seeds."""
     first, repeated = records[0], records[0].seed is not None
     done = [record for record in records if not record.error]
@@ -273,13 +273,15 @@ def _row(records: Sequence[TrialRecord], result: PaperResult | None, *, comparab
     )
 
 
-def _number(estimates: Sequence[tuple[float | None, float | None]], paper: float | None, *, comparable: bool, repeated: bool) -> Number:
+def _number(
+    estimates: Sequence[tuple[float | None, float | None]], paper: float | None, *, comparable: bool, repeated: bool
+) -> TableNumber:
     """Return a trial's number, or the mean over seeds with its standard error."""
     if not repeated:
         ((ours, error),) = estimates
-        return Number(ours=ours, standard_error=error, paper=paper, comparable=comparable)
+        return TableNumber(ours=ours, standard_error=error, paper=paper, comparable=comparable)
     values = tuple(value for value, _ in estimates if value is not None)
-    return Number(
+    return TableNumber(
         ours=statistics.fmean(values) if values else None,
         standard_error=statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None,
         paper=paper,
@@ -288,7 +290,7 @@ def _number(estimates: Sequence[tuple[float | None, float | None]], paper: float
     )
 
 
-def _evaluated(records: Sequence[TrialRecord]) -> str:
+def _evaluated(records: Sequence[AblationTrial]) -> str:
     """Return the steps and names of the evaluated weights; those of several seeds as a range, as each seed has its own best."""
     if not records:
         return ""

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from evaluation.ablations.definitions.ablation import Joint
 from evaluation.ablations.trials.measures import draw_samples
-from evaluation.ablations.trials.record import TrialRecord
+from evaluation.ablations.trials.record import AblationTrial
 from evaluation.ablations.trials.trial_model import TrialModel
 from evaluation.evaluate.preflight import preflight
 from evaluation.records.run_directory import SAMPLES
@@ -21,12 +21,12 @@ ENDS_SHARE = 40
 """T over the width of the ensemble's ends: the first and last 100 of 4000 timesteps (supplement section 4)."""
 
 
-def measure_jointly(joint: Joint, models: Mapping[str, TrialModel]) -> TrialRecord:
+def measure_jointly(joint: Joint, models: Mapping[str, TrialModel]) -> AblationTrial:
     """Measure an ensemble or a cascade of the models, given by role. The record lacks the data set, which the caller adds."""
     return ensemble(models) if joint == "ensemble" else cascade(models)
 
 
-def input_digests(trials: Sequence[TrialRecord]) -> dict[str, dict[str, str]]:
+def input_digests(trials: Sequence[AblationTrial]) -> dict[str, dict[str, str]]:
     """Return the digest of each trial's checkpoint and its weights, on which a joint measurement depends.
 
     A joint record carries them in `data["inputs"]`. A trial that is trained again has another checkpoint at the same URI, and
@@ -35,7 +35,7 @@ def input_digests(trials: Sequence[TrialRecord]) -> dict[str, dict[str, str]]:
     return {trial.label: {"checkpoint_digest": checkpoint_digest(trial.checkpoint_uri), "weights": trial.weights} for trial in trials}
 
 
-def ensemble(models: Mapping[str, TrialModel]) -> TrialRecord:
+def ensemble(models: Mapping[str, TrialModel]) -> AblationTrial:
     """Measure theta_vlb for the first and last T/40 timesteps with theta_hybrid between, on the protocol and noise of its parts.
 
     Source: supplement section 4, figure 4.
@@ -54,10 +54,10 @@ def ensemble(models: Mapping[str, TrialModel]) -> TrialRecord:
     )
     result = middle.evaluate(spec, result_name="ensemble")
     measures = {"final": result.to_dict(), "samples": draw_samples(middle, spec=spec, name="ensemble-"), "ends_width": width}
-    return TrialRecord(label="ensemble", role="ensemble", **middle.to_record(), measures=measures)
+    return AblationTrial(label="ensemble", role="ensemble", **middle.to_record(), measures=measures)
 
 
-def cascade(models: Mapping[str, TrialModel]) -> TrialRecord:
+def cascade(models: Mapping[str, TrialModel]) -> AblationTrial:
     """Measure the second stage on the first stage's samples, each stage by its own reported sampler.
 
     Source: supplement section 3, table 2, figure 2.
@@ -83,4 +83,4 @@ def cascade(models: Mapping[str, TrialModel]) -> TrialRecord:
     result = second.evaluate(likelihood=False, result_name="two-stage", keep_images=True, low_res_uri=small_uri)
     stages = {"first_uri": sample_set.chunk_uri(small_uri, 0), "second_uri": sample_set.chunk_uri(result.images_uri, 0)}
     measures = {"final": result.to_dict(), "stages": stages}
-    return TrialRecord(label="two-stage", role="two-stage", **second.to_record(), measures=measures)
+    return AblationTrial(label="two-stage", role="two-stage", **second.to_record(), measures=measures)

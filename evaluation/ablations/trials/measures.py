@@ -61,7 +61,7 @@ def measure(name: Measure, model: TrialModel, counts: Sequence[int]) -> dict[str
         "samples": lambda: draw_samples(model),
         "history": lambda: score_history(model),
         "history-likelihood": lambda: likelihood_history(model),
-        "raw-weights": lambda: distances_by_weights(model),
+        "raw-weights": lambda: measure_distances_by_weights(model),
     }
     return methods[name]()
 
@@ -218,7 +218,7 @@ def likelihood_history(model: TrialModel) -> dict[str, Any]:
     return {"points": points, "decay": decay, "left_out": [step for step in steps if step not in present]}
 
 
-def distances_by_weights(model: TrialModel) -> dict[str, Any]:
+def measure_distances_by_weights(model: TrialModel) -> dict[str, Any]:
     """Measure the distance of the trained weights and of every average of them, at the last checkpoint."""
     uri = checkpoint.latest(model.run_uri) or model.checkpoint_uri
     points = []
@@ -259,13 +259,14 @@ def read_images(uri: str, count: int | None = None) -> Tensor:
     return images if count is None else images[:count]
 
 
-def paired_correlation(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Return the mean pixel correlation of image i of one set with image i of the other, and with image i + 1.
+def paired_correlation(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pixel correlation of image i of one set with image i of the other, and with image i - 1, for each i.
 
-    Image i of both sets is drawn from the same noise. The second number is the correlation of unrelated images.
+    Image i of both sets is drawn from the same noise. The second correlation is that of unrelated images; image 0 has the last one. Both
+    are float64 of shape [images].
     """
     a, b = (_standardise(images) for images in (first, second))
-    return float((a * b).mean()), float((a * b.roll(1, 0)).mean())
+    return (a * b).mean(1), (a * b.roll(1, 0)).mean(1)
 
 
 def _likelihood(model: TrialModel, timesteps: tuple[int, ...] | None, *, terms: bool = False) -> dict[str, Any]:

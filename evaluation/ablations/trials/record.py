@@ -26,7 +26,7 @@ class _StoredMeasures:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialRecord(KnownFieldsOnly, PlainRecord):
+class AblationTrial(KnownFieldsOnly, PlainRecord):
     """One trial, finished or failed.
 
     Attributes:
@@ -69,7 +69,7 @@ class TrialRecord(KnownFieldsOnly, PlainRecord):
         return found
 
     @classmethod
-    def read(cls, uri: str) -> TrialRecord:
+    def read(cls, uri: str) -> AblationTrial:
         """Read a record.
 
         Raises:
@@ -78,9 +78,9 @@ class TrialRecord(KnownFieldsOnly, PlainRecord):
         return storage.read_record(uri, cls)
 
 
-def split_by_seed(records: Iterable[TrialRecord]) -> dict[int | None, list[TrialRecord]]:
+def split_by_seed(records: Iterable[AblationTrial]) -> dict[int | None, list[AblationTrial]]:
     """Return seed -> its records, in their order; an ablation without repeated seeds has them all under None."""
-    found: dict[int | None, list[TrialRecord]] = {}
+    found: dict[int | None, list[AblationTrial]] = {}
     for record in records:
         found.setdefault(record.seed, []).append(record)
     return found
@@ -100,13 +100,13 @@ def slug(label: str) -> str:
     return f"{name[: _LONGEST_SLUG - 11]}-{digest}"
 
 
-def read_record(ablation_uri: str, label: str) -> TrialRecord | None:
+def read_record(ablation_uri: str, label: str) -> AblationTrial | None:
     """Read a trial's record; None where there is none, or where it is damaged or of another version of this program."""
     uri = record_uri(ablation_uri, label)
     if not storage.exists(uri):
         return None
     try:
-        return TrialRecord.read(uri)
+        return AblationTrial.read(uri)
     except storage.StorageError as error:
         say(f"{label}: ignoring its record, which cannot be read ({error})")
         return None

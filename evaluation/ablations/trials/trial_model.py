@@ -39,7 +39,7 @@ class TrialModel:
         return ModelSpec(checkpoint_uri=self.checkpoint_uri, weights=self.weights)
 
     def to_record(self) -> dict[str, Any]:
-        """Return the model's fields of a `TrialRecord`."""
+        """Return the model's fields of an `AblationTrial`."""
         fields = {name: getattr(self, name) for name in ("run_uri", "checkpoint_uri", "weights", "step")}
         return {**fields, "experiment": self.experiment.to_dict()}
 

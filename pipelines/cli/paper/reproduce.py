@@ -36,7 +36,7 @@ def reproduce(
     yes: bool = typer.Option(False, "--yes", help="Start without a question."),
 ) -> None:
     """Repeat a table of the paper here: say what it costs, train and evaluate its rows, and put ours beside the paper's."""
-    from evaluation.ablations.definitions.ablation import suggest
+    from evaluation.ablations.definitions.ablation import did_you_mean
     from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
     from evaluation.ablations.definitions.request import AblationRequest
     from training.cost.accelerators import card_named
@@ -46,7 +46,7 @@ def reproduce(
             print(f"{table.name:<24} {table.title}. {table.source}; rows {', '.join(row.role for row in table.paper)}")
         return
     if name not in REPRODUCTIONS:
-        raise UserError(f"there is no table {name!r} to reproduce; {suggest(name, REPRODUCTIONS, 'tables')}")
+        raise UserError(f"there is no table {name!r} to reproduce; {did_you_mean(name, REPRODUCTIONS, 'tables')}")
     card = card_named(card)  # refuses an unknown one before the first row is printed
     request = AblationRequest(name=name, scale="paper", overrides=tuple(overrides), runs=pairs(runs, "--run"), seeds=seeds)
     import torch
@@ -96,14 +96,16 @@ def _show(request: AblationRequest, card: str, price_per_hour: float | None) -> 
     """Print the rows with the paper's numbers, the protocol, and the cost."""
     from evaluation.ablations.definitions.cost import TrialCost, trial_cost
     from evaluation.ablations.page.table import reported
-    from evaluation.ablations.trials.record import TrialRecord
+    from evaluation.ablations.trials.record import AblationTrial
 
     trials = request.trials()  # refuses unknown runs, before anything is printed
     print(f"{request.ablation().title}. {request.ablation().source}")
     totals = {one: TrialCost(training=0.0, measuring=0.0) for one in (card, "CPU")}
     for index, trial in enumerate(trials):
         evaluation, optim = trial.experiment.evaluation, trial.experiment.optim
-        paper = reported(request, index % len(request.ablation().paper), TrialRecord(label=trial.label, preset=trial.preset, own=trial.own))
+        paper = reported(
+            request, index % len(request.ablation().paper), AblationTrial(label=trial.label, preset=trial.preset, own=trial.own)
+        )
         numbers = [] if paper is None else [f"FID {paper.fid}", *([f"{paper.bits_per_dim} bits/dim"] if paper.bits_per_dim else [])]
         work = f"evaluates {trial.run_uri}" if trial.run_uri else f"{optim.num_steps:,} updates of {optim.global_batch_size}"
         steps = evaluation.sampling.spacing or f"all {trial.experiment.diffusion.num_timesteps:,}"

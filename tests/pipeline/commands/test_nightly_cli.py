@@ -32,7 +32,7 @@ def _save(run: Path, step: int) -> str:
 
 def _nights(distances: Sequence[float], *, name: str = "n", protocol: dict[str, str] | None = None) -> tuple[Night, ...]:
     first = datetime(2026, 1, 1, 2, tzinfo=UTC)
-    known: dict[str, Any] = {"standard_error": 0.1, "rule": Rule(baseline_nights=5), "protocol": protocol}
+    known: dict[str, Any] = {"standard_error": 0.05, "rule": Rule(baseline_nights=5), "protocol": protocol}
     return tuple(
         Night(id=f"{name}{day}", at=first + timedelta(days=day), distance=distance, **known) for day, distance in enumerate(distances)
     )
@@ -42,7 +42,7 @@ def test_show_prints_the_nights_and_the_judgement(run_iddpm: Command, run_uri: s
     status, out, _ = run_iddpm("nightly", "show", run_uri)
     assert status == 0
     assert "2026-01-06 02:00  4      3.2          0             a jump: worse" in out
-    assert out.splitlines()[-1].startswith("4 against 3 (mean of 5 healthy scores); worse by 1 ± 0.21 (95%)")
+    assert out.splitlines()[-1].startswith("4 against 3 (mean of 5 healthy scores); worse by 1 ± 0.3 (95%)")
     told = json.loads(run_iddpm("nightly", "show", run_uri, "--json")[1])
     assert told["direction"] == 1
     assert told["rule"]["baseline_nights"] == 5

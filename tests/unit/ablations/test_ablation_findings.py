@@ -1,11 +1,13 @@
 """Findings follow from the numbers: records confirm each claim, contradict it, or leave it undecided."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from rounding import U32
+from rounding import U32, rounded
 
 from evaluation.ablations.claims.claim import claim, judge
 from evaluation.ablations.claims.estimates import distances_by_weights
@@ -13,7 +15,7 @@ from evaluation.ablations.claims.findings import findings
 from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.measures import paired_correlation, sampling_of
-from evaluation.ablations.trials.record import TrialRecord
+from evaluation.ablations.trials.record import AblationTrial
 from evaluation.records import npz
 from training import storage
 
@@ -30,11 +32,13 @@ def _final(distance: float, bits: float, error: float = 0.1) -> dict[str, Any]:
 
 def _record(
     distance: float = 1.0, bits: float = 4.0, *, role: str = "", measures: dict[str, Any] | None = None, **values: Any
-) -> TrialRecord:
-    return TrialRecord(label=role or str(values), role=role, values=values, measures={"final": _final(distance, bits), **(measures or {})})
+) -> AblationTrial:
+    return AblationTrial(
+        label=role or str(values), role=role, values=values, measures={"final": _final(distance, bits), **(measures or {})}
+    )
 
 
-def _verdicts(name: str, records: list[TrialRecord]) -> dict[str, str]:
+def _verdicts(name: str, records: list[AblationTrial]) -> dict[str, str]:
     return {finding.claim: finding.verdict for finding in findings(name, records)}
 
 
@@ -63,7 +67,7 @@ def test_differences_within_their_errors_leave_the_claims_undecided() -> None:
 
 def test_a_claim_is_left_out_if_one_of_its_trials_failed() -> None:
     records = [_record(stop_gradient=True, vlb_weight=weight) for weight in (0.001, 0.01)]
-    failed = TrialRecord(label="x", values={"stop_gradient": False, "vlb_weight": 0.01}, error="out of memory")
+    failed = AblationTrial(label="x", values={"stop_gradient": False, "vlb_weight": 0.01}, error="out of memory")
     assert findings("hybrid-weight", [*records, failed]) == []
 
 
@@ -72,13 +76,13 @@ def test_the_best_dropout_is_left_open_if_one_of_them_failed() -> None:
     claim_ = "Of 0.1, 0.2 and 0.3, dropout 0.1 works best for the linear schedule."
     third = {"schedule": "linear", "dropout": 0.2}
     assert _verdicts("cifar10-dropout", [*records, _record(1.5, **third)]) == {claim_: "as the paper says"}
-    failed = TrialRecord(label="x", values=third, error="out of memory")
+    failed = AblationTrial(label="x", values=third, error="out of memory")
     assert findings("cifar10-dropout", [*records, failed]) == []
 
 
 @pytest.mark.parametrize("name", names())
 def test_an_ablation_without_records_has_no_findings_and_does_not_fail(name: str) -> None:
-    failed = [TrialRecord(label="x", role="hybrid", error="killed")]
+    failed = [AblationTrial(label="x", role="hybrid", error="killed")]
     assert findings(name, failed) == []
 
 
@@ -214,7 +218,7 @@ def test_schedules_are_compared_by_the_steps_of_their_smallest_bits_per_dim() ->
 def test_a_curve_without_its_later_points_decides_nothing_and_says_which_are_missing() -> None:
     """The first step may be missing: its average is too short for the snapshots."""
 
-    def record(schedule: str, left_out: list[int]) -> TrialRecord:
+    def record(schedule: str, left_out: list[int]) -> AblationTrial:
         points = [{"step": step, "bits_per_dim": step / 100, "standard_error": 0.01} for step in (200, 300)]
         return _record(1.0, schedule=schedule, dropout=0.1, measures={"history-likelihood": {"points": points, "left_out": left_out}})
 
@@ -243,8 +247,8 @@ def test_the_paired_correlation_is_one_for_equal_images_and_small_for_unrelated_
     images = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=generator)
     other = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=generator)
     alike, unlike = paired_correlation(images, images)
-    assert alike == pytest.approx(1, rel=0, abs=50 * 64 * U32)  # a mean of so many squares
-    assert abs(unlike) < 0.1
+    assert alike.tolist() == pytest.approx([1.0] * 50, rel=0, abs=64 * U32)  # means of so many squares
+    assert abs(float(unlike.mean())) < 0.1
     records = []
     for role, batch in (("hybrid", images), ("vlb", other)):
         uri = str(tmp_path / f"{role}.npz")
@@ -256,6 +260,26 @@ def test_the_paired_correlation_is_one_for_equal_images_and_small_for_unrelated_
     assert findings("same-noise", records) == [], "a run that the user named may have another size"
     storage.delete(uri)
     assert findings("same-noise", records) == [], "its images were deleted"
+
+
+def test_the_error_of_the_same_noise_claim_is_that_of_a_mean_over_images(tmp_path: Any) -> None:
+    """Images that share a fifth of their pixels: by the error of one correlation of 50 points, 1 / sqrt(50), nothing would be decided."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randint(0, 256, (50, 1, 16, 16), dtype=torch.uint8, generator=generator) for _ in range(2))
+    second[..., :3, :] = first[..., :3, :]
+    records = []
+    for role, batch in (("hybrid", first), ("vlb", second)):
+        uri = str(tmp_path / f"{role}.npz")
+        npz.write_images(uri, batch, None)
+        records.append(_record(role=role, data="digits", measures={"samples": {"images_uri": uri, "sampler": "x"}}))
+    (finding,) = findings("same-noise", records)
+    a, b = (batch.flatten(1).double().numpy() for batch in (first, second))
+    differences = [np.corrcoef(a[i], b[i])[0, 1] - np.corrcoef(a[i], b[i - 1])[0, 1] for i in range(50)]
+    assert finding.number is not None
+    assert finding.number.value == rounded(np.mean(differences), 50 * 256)
+    assert finding.number.error == rounded(np.std(differences, ddof=1) / math.sqrt(50), 50 * 256)
+    assert finding.number.value < 2 / math.sqrt(50)
+    assert finding.verdict == "as the paper says"
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name != "two-stage"])

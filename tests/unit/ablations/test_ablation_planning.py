@@ -14,7 +14,7 @@ from evaluation.ablations.definitions.ablation import Scale, trials, values_of
 from evaluation.ablations.definitions.paper import find_ablation
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.measures import require_history
-from evaluation.ablations.trials.record import TrialRecord, record_uri
+from evaluation.ablations.trials.record import AblationTrial, record_uri
 from evaluation.features.extractors import extractor_traits, load_extractor
 from training import storage
 from training.checkpoints import checkpoint
@@ -72,7 +72,7 @@ def test_the_reason_of_a_failure_is_one_short_line() -> None:
 def test_a_trial_whose_training_or_images_were_replaced_is_not_finished(tmp_path: Path) -> None:
     manifest = prepare(digits("test"), f"{tmp_path}/data/train", image_size=8, options=Options(resize="none"))
     item = {"label": "x", "ablation_uri": str(tmp_path), "data_uri": f"{tmp_path}/data", "run_uri": ""}
-    record = TrialRecord(label="x", run_uri=f"{tmp_path}/run", data={"digest": manifest.content_digest})
+    record = AblationTrial(label="x", run_uri=f"{tmp_path}/run", data={"digest": manifest.content_digest})
     storage.write_json(record_uri(str(tmp_path), "x"), record.to_dict())
     storage.write_json(f"{tmp_path}/run/result.json", {})
     assert finished_record(item) == record

@@ -24,8 +24,8 @@ from evaluation.ablations.page.figures import bits_by_steps, draw_bars, figures,
 from evaluation.ablations.page.gallery import findings_as_markdown, write_gallery
 from evaluation.ablations.page.page import _reported_card, render
 from evaluation.ablations.page.sample_grids import sample_grids
-from evaluation.ablations.page.table import Number, TableRow, reported, table_rows
-from evaluation.ablations.trials.record import TrialRecord, slug, split_by_seed
+from evaluation.ablations.page.table import TableNumber, TableRow, reported, table_rows
+from evaluation.ablations.trials.record import AblationTrial, slug, split_by_seed
 from evaluation.ablations.trials.trial_model import find_trial_model
 from evaluation.records import npz
 from evaluation.records.numbers import format_estimate, plain_estimate
@@ -101,7 +101,7 @@ def _measures(folder: Path) -> dict[str, Any]:
     }
 
 
-def _records(request: AblationRequest, folder: Path, *, distance_name: str = "FD(x)") -> list[TrialRecord]:
+def _records(request: AblationRequest, folder: Path, *, distance_name: str = "FD(x)") -> list[AblationTrial]:
     folder.mkdir(exist_ok=True)
     taken = _measures(folder)
     records = []
@@ -110,7 +110,7 @@ def _records(request: AblationRequest, folder: Path, *, distance_name: str = "FD
         if "final" in trial.measures:
             wanted["final"] = _final(10.0 + number, distance_name)
         records.append(
-            TrialRecord(
+            AblationTrial(
                 label=trial.label,
                 role=trial.role,
                 values=trial.values,
@@ -129,11 +129,11 @@ def _records(request: AblationRequest, folder: Path, *, distance_name: str = "FD
     joint = request.ablation().joint_role
     for seed in split_by_seed(records) if joint else ():
         known = {"role": joint, "experiment": records[0].experiment, "data": _DATA, "seed": seed}
-        records.append(TrialRecord(label=label_of(joint, seed), **known, measures={"final": _final(5.0 + (seed or 0), distance_name)}))
+        records.append(AblationTrial(label=label_of(joint, seed), **known, measures={"final": _final(5.0 + (seed or 0), distance_name)}))
     return records
 
 
-def _page(request: AblationRequest, records: list[TrialRecord], *, draw: bool = False) -> str:
+def _page(request: AblationRequest, records: list[AblationTrial], *, draw: bool = False) -> str:
     rows = table_rows(request, records)
     drawn, found = figures(request, records, rows) if draw else [], findings("" if request.grid else request.name, records)
     return render(
@@ -167,7 +167,7 @@ def test_with_seeds_a_page_has_the_mean_of_each_setting_and_counts_the_seeds_tha
     settings = len(request.trials()) // 3
     records = _records(request, tmp_path / "records")
     failed = records[settings]  # the first trial of the second seed
-    records[settings] = TrialRecord(label=failed.label, role=failed.role, values=failed.values, seed=failed.seed, error="killed")
+    records[settings] = AblationTrial(label=failed.label, role=failed.role, values=failed.values, seed=failed.seed, error="killed")
     rows = table_rows(request, records)
     assert [row.seeds for row in rows[: settings + 1]] == ["2 of 3", *["3 of 3"] * (len(rows[: settings + 1]) - 1)]
     page = _page(request, records, draw=True)
@@ -186,7 +186,7 @@ def test_with_seeds_a_page_has_the_mean_of_each_setting_and_counts_the_seeds_tha
 def test_at_the_papers_scale_our_fid_is_compared_with_the_papers_fid() -> None:
     request = AblationRequest(name="hybrid-weight", scale="paper")
     records = [
-        TrialRecord(label=t.label, values=t.values, preset=t.preset, own=t.own, measures={"final": _final(30.0, "FID")})
+        AblationTrial(label=t.label, values=t.values, preset=t.preset, own=t.own, measures={"final": _final(30.0, "FID")})
         for t in request.trials()
     ]
     rows = table_rows(request, records)
@@ -209,7 +209,7 @@ def test_bars_are_named_by_what_differs_in_the_words_of_the_table(tmp_path: Path
 def test_no_difference_is_taken_of_numbers_that_are_not_comparable(scale: Scale, distance_name: str, overrides: tuple[str, ...]) -> None:
     request = AblationRequest(name="hybrid-weight", scale=scale, overrides=overrides)
     trial = request.trials()[0]
-    record = TrialRecord(
+    record = AblationTrial(
         label=trial.label, values=trial.values, preset=trial.preset, own=trial.own, measures={"final": _final(1.0, distance_name)}
     )
     (row,) = table_rows(request, [record])
@@ -219,8 +219,8 @@ def test_no_difference_is_taken_of_numbers_that_are_not_comparable(scale: Scale,
 
 def _distances(request: AblationRequest, **record: Any) -> list[tuple[float | None, float | None]]:
     """Return the paper's FID and our difference from it, for each row."""
-    joint = [TrialRecord(label=request.name, role=request.name)] if request.ablation().joint != "none" else []
-    records = [TrialRecord(label=t.label, role=t.role, values=t.values, preset=t.preset, own=t.own) for t in request.trials()]
+    joint = [AblationTrial(label=request.name, role=request.name)] if request.ablation().joint != "none" else []
+    records = [AblationTrial(label=t.label, role=t.role, values=t.values, preset=t.preset, own=t.own) for t in request.trials()]
     filled = [dataclasses.replace(one, measures={"final": _final(30.0, "FID")}, **record) for one in (*records, *joint)]
     return [(row.distance.paper, row.distance.difference) for row in table_rows(request, filled)]
 
@@ -256,9 +256,9 @@ def test_the_page_names_the_users_changes(tmp_path: Path) -> None:
 def test_every_table_has_the_papers_numbers_in_the_right_rows() -> None:
     def paper_distances(name: str, scale: Scale = "paper") -> list[float | None]:
         request = AblationRequest(name=name, scale=scale)
-        records = [TrialRecord(label=t.label, role=t.role, values=t.values, preset=t.preset, own=t.own) for t in request.trials()]
+        records = [AblationTrial(label=t.label, role=t.role, values=t.values, preset=t.preset, own=t.own) for t in request.trials()]
         joint = request.ablation().joint_role
-        records += [TrialRecord(label=joint, role=joint)] if joint else []
+        records += [AblationTrial(label=joint, role=joint)] if joint else []
         return [row.distance.paper for row in table_rows(request, records)]
 
     assert paper_distances("ensemble") == paper_distances("ensemble", "tiny") == [19.2, 40.1, 19.9]
@@ -282,7 +282,7 @@ def test_at_our_scales_the_papers_number_beside_a_trial_is_that_of_the_same_mode
     request = AblationRequest(name=name, scale=scale)
     papers = find_ablation(name).paper
     for index, trial in enumerate(request.trials()):
-        if found := reported(request, index, TrialRecord(label=trial.label)):
+        if found := reported(request, index, AblationTrial(label=trial.label)):
             theirs = [model(preset(each.preset, found.overrides)) for each in papers if found in find_preset(each.preset).results]
             assert theirs == [model(trial.experiment)] * max(len(theirs), 1)
 
@@ -290,7 +290,7 @@ def test_at_our_scales_the_papers_number_beside_a_trial_is_that_of_the_same_mode
 def test_a_failed_trial_is_named_with_its_reason(tmp_path: Path) -> None:
     request = AblationRequest(name="hybrid-weight", scale="tiny")
     records = _records(request, tmp_path / "records")
-    records[2] = TrialRecord(label=records[2].label, values=records[2].values, error="the device <0> has no memory")
+    records[2] = AblationTrial(label=records[2].label, values=records[2].values, error="the device <0> has no memory")
     page = _page(request, records)
     assert f"Failed: {records[2].label}." in page
     assert "the device &lt;0&gt; has no memory" in page
@@ -300,7 +300,7 @@ def test_a_failed_trial_is_named_with_its_reason(tmp_path: Path) -> None:
 def test_an_ablation_whose_trials_all_failed_still_has_a_page() -> None:
     for name in names():
         request = AblationRequest(name=name, scale="tiny")
-        records = [TrialRecord(label=t.label, role=t.role, values=t.values, error="killed") for t in request.trials()]
+        records = [AblationTrial(label=t.label, role=t.role, values=t.values, error="killed") for t in request.trials()]
         page = _page(request, records, draw=True)
         assert page.count("<strong>Failed:") == len(records)
 
@@ -367,7 +367,7 @@ def test_the_papers_numbers_are_shown_as_the_paper_prints_them(tmp_path: Path) -
 def test_a_page_has_a_protocol_even_if_the_first_trial_failed(name: str, tmp_path: Path) -> None:
     request = AblationRequest(name=name, scale="tiny")
     records = _records(request, tmp_path / "records")
-    records[0] = TrialRecord(label=records[0].label, role=records[0].role, values=records[0].values, error="killed")
+    records[0] = AblationTrial(label=records[0].label, role=records[0].role, values=records[0].values, error="killed")
     assert "<h2>Protocol</h2>" in _page(request, records)
 
 
@@ -395,7 +395,7 @@ def test_the_bar_of_a_grids_only_trial_has_its_name(tmp_path: Path) -> None:
 
 def _bars(labels: tuple[str, ...], *seeds: tuple[float, ...]) -> str:
     rows = [
-        TableRow(label=label, values={}, distance=Number(ours=3.0, seeds=values), bits_per_dim=Number())
+        TableRow(label=label, values={}, distance=TableNumber(ours=3.0, seeds=values), bits_per_dim=TableNumber())
         for label, values in zip(labels, seeds, strict=True)
     ]
     picture = draw_bars(rows, "FD")
@@ -420,7 +420,7 @@ def test_both_likelihood_curves_end_at_the_full_number_of_steps() -> None:
     points = [
         {"spacing": spacing, "num_steps": k, "bits_per_dim": 4.0} for spacing, k in (("strided", 5), ("with-small-t", 5), ("strided", 40))
     ]
-    record = TrialRecord(label="x", measures={"likelihood-steps": {"points": points}})
+    record = AblationTrial(label="x", measures={"likelihood-steps": {"points": points}})
     assert sorted(bits_by_steps(record, "with-small-t")) == sorted(bits_by_steps(record, "strided")) == [5.0, 40.0]
 
 
@@ -430,7 +430,7 @@ def test_a_measured_point_of_the_repaired_likelihood_stays_where_the_full_number
     points = [
         {"spacing": spacing, "num_steps": k, "bits_per_dim": value} for spacing, values in bits.items() for k, value in values.items()
     ]
-    record = TrialRecord(label="x", measures={"likelihood-steps": {"points": points}})
+    record = AblationTrial(label="x", measures={"likelihood-steps": {"points": points}})
     assert bits_by_steps(record, "with-small-t") == {50: (4.2, 0.0), 1000: (3.75, 0.0)}
     assert bits_by_steps(record, "strided") == {50: (5.9, 0.0), 1000: (4.3, 0.0)}
     points[-1]["bits_per_dim"] = None

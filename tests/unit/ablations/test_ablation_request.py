@@ -219,6 +219,20 @@ def test_an_evaluation_of_existing_runs_costs_its_measures_and_no_training() -> 
     assert cost.measuring == rounded(flops / (989e12 * 0.3) / 3600, 4)  # operations, as below
 
 
+@pytest.mark.parametrize(("form", "passes"), [("full", 400), ("spaced", len(likelihood_spacing(400, 25))), ("stratified", 25)])
+def test_bits_per_dim_over_training_cost_what_their_form_takes(form: str, passes: int) -> None:
+    overrides = (
+        f"evaluation.likelihood_form={form}",
+        "evaluation.likelihood_steps=25",
+        "optim.num_steps=600",
+        "optim.checkpoint_interval=200",
+    )
+    request = AblationRequest(name="width", scale="tiny", overrides=overrides)
+    trial = dataclasses.replace(request.trials()[0], measures=("history-likelihood",))
+    flops = 2 * sum(count_macs(trial.experiment).values()) * passes * 3 * 100  # of three checkpoints, on 100 images
+    assert trial_cost(request, trial).measuring == rounded(flops / (989e12 * 0.3) / 3600, 4)
+
+
 def test_candidates_cost_another_sampling_each_only_where_the_best_checkpoint_is_chosen() -> None:
     rescoring = ("evaluation.rescore_best=3",)
     last, best = (AblationRequest(name=name, scale="paper", overrides=rescoring) for name in ("width", "cifar10-dropout"))

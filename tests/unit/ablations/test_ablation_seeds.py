@@ -13,7 +13,7 @@ from components.ablations.report import collect
 from evaluation.ablations.claims.claim import Deciding, Finding, claim, combine_seeds
 from evaluation.ablations.claims.findings import findings
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.ablations.trials.record import TrialRecord, record_uri
+from evaluation.ablations.trials.record import AblationTrial, record_uri
 from evaluation.records.intervals import mean_interval, seeds_to_decide
 from pipelines.local.ablate import TimeLeft, choose_parallel_trials
 from training import storage
@@ -85,10 +85,10 @@ def test_a_claim_that_one_seed_leaves_open_is_open() -> None:
     )
 
 
-def _record(seed: int, width: int, distance: float, **fields: Any) -> TrialRecord:
+def _record(seed: int, width: int, distance: float, **fields: Any) -> AblationTrial:
     final = {"distance_name": "FD", "distance": distance, "distance_standard_error": 0.1, "likelihood": None, "grid_uri": ""}
     label = f"width={width} seed={seed}"
-    return TrialRecord(label=label, values={"width": width}, seed=seed, **{"measures": {"final": final}, **fields})
+    return AblationTrial(label=label, values={"width": width}, seed=seed, **{"measures": {"final": final}, **fields})
 
 
 def test_differences_are_taken_within_a_seed_and_a_failed_trial_takes_out_its_seed_alone() -> None:
@@ -107,10 +107,10 @@ def test_differences_are_taken_within_a_seed_and_a_failed_trial_takes_out_its_se
 
 
 def test_every_number_in_the_evidence_of_several_seeds_is_a_mean() -> None:
-    def record(seed: int) -> TrialRecord:
+    def record(seed: int) -> AblationTrial:
         values = (("strided", 5, 6.0 + seed), ("with-small-t", 5, 4.5), ("strided", 400, 4.0 + seed))
         points = [{"spacing": spacing, "num_steps": count, "bits_per_dim": bits} for spacing, count, bits in values]
-        return TrialRecord(label=f"hybrid seed={seed}", role="hybrid", seed=seed, measures={"likelihood-steps": {"points": points}})
+        return AblationTrial(label=f"hybrid seed={seed}", role="hybrid", seed=seed, measures={"likelihood-steps": {"points": points}})
 
     (finding,) = findings("likelihood-steps", [record(seed) for seed in range(3)])
     assert "with them: 4.5; strided alone: 7; all 400 steps: 5 bits/dim." in finding.evidence
@@ -121,7 +121,7 @@ def test_every_seed_has_its_joint_measurement(tmp_path: Path) -> None:
     uri = ablation_uri(request, str(tmp_path))
     for trial in request.trials():
         if trial.label != "vlb seed=1":
-            record = TrialRecord(label=trial.label, role=trial.role, values=trial.values, seed=trial.seed)
+            record = AblationTrial(label=trial.label, role=trial.role, values=trial.values, seed=trial.seed)
             storage.write_json(record_uri(uri, trial.label), record.to_dict())
     joint = {record.label: record.error for record in collect(uri, request) if record.role == "ensemble"}
     assert joint == {"ensemble seed=0": "it was not measured yet", "ensemble seed=1": "it needs every trial, and one is missing"}
@@ -130,7 +130,7 @@ def test_every_seed_has_its_joint_measurement(tmp_path: Path) -> None:
 def test_the_time_left_follows_from_the_trials_so_far(tmp_path: Path) -> None:
     request, now = AblationRequest(name="hybrid-weight", scale="tiny", seeds=5), [0.0]
     uri, (first, *others) = ablation_uri(request, str(tmp_path)), request.trials()
-    storage.write_json(record_uri(uri, first.label), TrialRecord(label=first.label, seed=first.seed).to_dict())
+    storage.write_json(record_uri(uri, first.label), AblationTrial(label=first.label, seed=first.seed).to_dict())
     left = TimeLeft([request], str(tmp_path), lambda: now[0])
     assert left.describe() == ""
     left.finish({"ablation_uri": uri, "label": first.label})  # was there before

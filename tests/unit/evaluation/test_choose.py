@@ -151,7 +151,7 @@ def test_a_candidate_that_diverges_at_full_protocol_is_left_out(
     lost = f"{choice.step:08d}"
     found = choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS)
     assert found.step == 300 - choice.step
-    assert found.reason.endswith("the smallest of 2 candidates")
+    assert found.reason.endswith("the smallest of 1 of 2 candidates, as the others have no finite one")
     lost = ""
     with pytest.raises(UserError, match="none of the best 2 checkpoints has a finite distance at full protocol"):
         choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS)

@@ -31,6 +31,7 @@ from evaluation.reports.charts import Chart, Line, draw_lines
 from evaluation.reports.report import render_report, write_report
 from evaluation.selection.final_choice import Choice, Rescored
 from training import storage
+from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.presets import preset
 
@@ -306,6 +307,40 @@ def test_two_metrics_of_which_one_is_not_finite_have_no_difference(result: Evalu
     theirs = dataclasses.replace(result, metrics={"recall": {**item, "value": None, "resampled": [None] * 10}})
     assert set(metric_differences(ours, ours)) == {"recall"}
     assert metric_differences(ours, theirs) == {}
+
+
+def test_metrics_that_an_earlier_version_stored_are_compared_by_the_method_that_they_have_in_words(result: EvaluationResult) -> None:
+    """Theirs had no `resampling` and no `degrees_of_freedom`. Halves: the spread of 14 values, with seven degrees of freedom."""
+    without_blocks, of_halves = [0.5] * 9 + [0.6], [0.5] * 13 + [0.64]
+    stored = {
+        "recall": ("14 balanced halves of the samples, Student's t", of_halves),
+        "coverage": ("jackknife over ten blocks of samples, normal", without_blocks),
+        "precision": ("closed form for a share (Wilson)", without_blocks),
+    }
+    items = {
+        name: {"value": 0.5, "standard_error": 0.1, "note": "n", "method": method, "resampled": values}
+        for name, (method, values) in stored.items()
+    }
+    ours = dataclasses.replace(result, metrics=items)
+    theirs = dataclasses.replace(
+        result, metrics={name: {**item, "resampled": [0.5] * len(item["resampled"])} for name, item in items.items()}
+    )
+    found = metric_differences(ours, theirs)
+    assert {name: each.degrees_of_freedom for name, each in found.items()} == {"recall": 7, "coverage": None, "precision": 9}
+    assert found["recall"].standard_error == pytest.approx(0.14 * math.sqrt(13) / 14)
+    assert found["coverage"].standard_error == pytest.approx(0.1 * 9 / 10)
+    own = {"recall": ("halves", 7), "coverage": ("blocks", None), "precision": ("blocks", 9)}
+    for name, (resampling, degrees) in own.items():
+        items[name] |= {"resampling": resampling, "degrees_of_freedom": degrees, "method": "reworded"}
+    assert metric_differences(dataclasses.replace(result, metrics=items), theirs) == found, "the words are for people alone"
+
+
+def test_a_metric_that_this_version_does_not_know_is_refused_with_its_name(result: EvaluationResult) -> None:
+    item = {"value": 0.5, "standard_error": 0.1, "note": "n", "method": JACKKNIFE, "resampled": [0.5] * 10}
+    other = dataclasses.replace(result, metrics={"sharpness": item})
+    for read in (other.score_card, lambda: metric_differences(other, other)):
+        with pytest.raises(UserError, match=r"^'sharpness' is no metric of this version, which knows kid, .*; read its result with"):
+            read()
 
 
 def test_the_chosen_checkpoint_is_marked_in_the_figure() -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -25,8 +26,9 @@ from evaluation.evaluate.preflight import preflight
 from evaluation.evaluate.run import evaluate, evaluate_once, keep_first
 from evaluation.features.extractors import load_extractor
 from evaluation.likelihood.split_likelihood import LikelihoodPlan, split_likelihood
+from evaluation.records.protocol_card import same_protocol
 from evaluation.records.result import EvaluationResult
-from evaluation.records.run_directory import kept_images
+from evaluation.records.run_directory import kept_images, result_uri
 from evaluation.sampling import sample_set
 from evaluation.sampling.generate import Generated
 from evaluation.sampling.sample_set import SamplePlan, chunk_uri
@@ -42,6 +44,7 @@ from training.data.format.manifest import read_manifest
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.files import file_source
+from training.data.sources.published import digits
 from training.models.unet import make_model
 
 Door = Callable[[str, str, str], object]
@@ -240,6 +243,7 @@ def test_a_damaged_checkpoint_is_refused_before_the_statistics_that_are_missing_
         (("evaluate", "--labels", "0,99"), r"labels \[0, 99\] are not all in 0..9"),
         (("evaluate", "--low-res", "small"), "is not an upsampler"),
         (("evaluate", "--likelihood-form", "spaced", "--likelihood-steps", "9999"), "9,?999"),
+        (("evaluate", "--likelihood-form", "full", "--likelihood-steps", "5"), "a full likelihood takes every timestep, so 5 would change"),
         (("evaluate", "--name", "n" * 201), "is no file name; use at most 200 letters"),
         (("evaluate", "--steps", "5", "--sampling", "spacing=10"), "--steps 5 and --sampling spacing mean the same; give one"),
         (("sample", "--method", "ddim", "--sampling", "method=unipc"), "--method ddim and --sampling method mean the same; give one"),
@@ -295,6 +299,9 @@ def test_invalid_options_are_refused_before_the_first_draw(run_uri: str, digits_
         evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(labels=(3, 12)))
     with pytest.raises(UserError, match="likelihood_num_images: Input should be greater than or equal to 1, got -5"):
         evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(likelihood_num_images=-5))
+    for seed in (-1, 2**48):
+        with pytest.raises(UserError, match=r"^seed: Input should be .* got " + str(seed)):
+            evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(seed=seed))
     for name in ("", "../final", "a b", "-x"):
         with pytest.raises(UserError, match="is no file name"):
             evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(result_name=name))
@@ -394,6 +401,135 @@ def test_the_batch_size_does_not_change_the_working_directories(run_uri: str, di
     spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 200))
     jobs = [preflight(spec, digits_uri, reference_uri, EvaluationOptions(batch_size=size)) for size in (0, 7, 500)]
     assert len({(job.images_uri, job.work_uri) for job in jobs}) == 1
+
+
+_FEW = EvaluationOptions(num_samples=20, likelihood_num_images=5, metrics=(), result_name="mine")
+
+
+def _forget(value: dict[str, object], *names: str) -> dict[str, object]:
+    return {name: item for name, item in value.items() if name not in names}
+
+
+@pytest.fixture
+def own_data_uri(digits_uri: str, tmp_path: Path) -> str:
+    """A data set whose test split a test may replace."""
+    return str(shutil.copytree(digits_uri, tmp_path / "data", ignore=shutil.ignore_patterns("cache")))
+
+
+def _replace_test_images(data_uri: str) -> None:
+    shutil.rmtree(f"{data_uri}/test")
+    prepare(digits("test"), f"{data_uri}/test", image_size=8, options=Options(resize="none", seed=1))
+
+
+def test_a_result_of_other_test_images_is_not_taken_for_a_current_one(run_uri: str, own_data_uri: str, reference_uri: str) -> None:
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 200))
+    before = evaluate_once(spec, own_data_uri, reference_uri, _FEW)
+    plan = preflight(spec, own_data_uri, reference_uri, _FEW)
+    assert plan.card["likelihood"]["data_digest"] == plan.card["test_data_digest"] == read_manifest(f"{own_data_uri}/test").content_digest
+    assert evaluate_once(spec, own_data_uri, reference_uri, _FEW) == before
+    _replace_test_images(own_data_uri)
+    assert preflight(spec, own_data_uri, reference_uri, _FEW).work_uri != plan.work_uri, "no chunk of the old images is continued with"
+    after = evaluate_once(spec, own_data_uri, reference_uri, _FEW)
+    assert before.likelihood is not None
+    assert after.likelihood is not None
+    assert after.likelihood["bits_per_dim"] != before.likelihood["bits_per_dim"]
+    assert (after.distance, after.held_out != before.held_out) == (before.distance, True)
+
+
+@pytest.mark.parametrize("options", [{"held_out": True}, {"held_out": False, "memorisation": True}])
+def test_test_images_that_a_number_is_compared_with_are_on_the_card_and_others_are_not(
+    run_uri: str, own_data_uri: str, reference_uri: str, options: dict[str, bool]
+) -> None:
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 200))
+
+    def card(**changes: Any) -> dict[str, Any]:
+        return preflight(spec, own_data_uri, reference_uri, dataclasses.replace(_FEW, likelihood=False, **changes)).card
+
+    before, unused = card(**options), card(held_out=False)
+    _replace_test_images(own_data_uri)
+    assert not same_protocol(before, card(**options))
+    assert unused == card(held_out=False)
+    shutil.rmtree(f"{own_data_uri}/test")
+    assert not same_protocol(before, card(held_out=True))
+
+
+def test_a_result_of_the_version_before_is_found(
+    run_uri: str, experiment: Experiment, digits_uri: str, reference_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It knows no digest of test images, and has the experiment's number of steps for a full likelihood too."""
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 200))
+    for form in (None, "full"):
+        options = dataclasses.replace(_FEW, likelihood_form=form)
+        result = evaluate(spec, digits_uri, reference_uri, options=options)
+        stored = result.to_dict()
+        likelihood = {**_forget(stored["protocol"]["likelihood"], "data_digest"), "num_steps": experiment.evaluation.likelihood_steps}
+        stored["protocol"] = {**_forget(stored["protocol"], "test_data_digest"), "likelihood": likelihood}
+        storage.write_json(result_uri(run_uri, "mine"), stored)
+        capsys.readouterr()
+        assert evaluate_once(spec, digits_uri, reference_uri, options).to_dict() == stored
+        assert "evaluated by this protocol before" in capsys.readouterr().out
+        for other in ({"num_images": 6}, {"form": "spaced", "num_steps": 5}):
+            assert not same_protocol({**stored["protocol"], "likelihood": {**likelihood, **other}}, result.protocol)
+
+
+def test_a_full_likelihood_takes_no_number_of_steps(
+    run_uri: str, experiment: Experiment, digits_uri: str, reference_uri: str, tmp_path: Path
+) -> None:
+    full = EvaluationOptions(likelihood_form="full")
+    with pytest.raises(UserError, match=r"^likelihood_steps: a full likelihood takes every timestep, so 5 would change nothing; leave it"):
+        evaluate(checkpoint.checkpoint_uri(run_uri, 200), digits_uri, reference_uri, options=dataclasses.replace(full, likelihood_steps=5))
+    plans = []
+    for steps in (5, 10):
+        own = experiment.override([f"evaluation.likelihood_steps={steps}", "evaluation.likelihood_form=full"])
+        spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(write_run(str(tmp_path / f"{steps}"), own, (100,)), 100))
+        plans.append(preflight(spec, digits_uri, reference_uri, EvaluationOptions()))
+    assert plans[0].card["likelihood"] == plans[1].card["likelihood"]
+    first, second = (plan.likelihood for plan in plans)
+    assert first is not None
+    assert second is not None
+    assert first == dataclasses.replace(second, model=first.model)
+
+
+def test_an_evaluation_that_loses_its_images_does_not_return_the_result_that_it_replaces(
+    run_uri: str, digits_uri: str, reference_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri, options = checkpoint.checkpoint_uri(run_uri, 200), dataclasses.replace(_FEW, likelihood=False)
+    first = evaluate(uri, digits_uri, reference_uri, options=options)
+    read = sample_set.read
+
+    def lose(uri: str) -> Iterator[Generated]:
+        monkeypatch.setattr(sample_set, "read", read)
+        shutil.rmtree(uri)
+        return read(uri)
+
+    monkeypatch.setattr(sample_set, "read", lose)
+    capsys.readouterr()
+    again = evaluate(uri, digits_uri, reference_uri, options=options)
+    assert again.distance == first.distance
+    said = capsys.readouterr().out
+    assert "evaluated by this protocol before" not in said
+    assert said.count("drew 20 images") == 2
+
+
+def test_an_evaluation_that_loses_its_bits_per_dim_computes_them_again_and_one_that_loses_an_input_says_so(
+    run_uri: str, digits_uri: str, reference_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = checkpoint.checkpoint_uri(run_uri, 200)
+    first = evaluate(uri, digits_uri, reference_uri, options=_FEW)
+    missing = ""
+
+    def lose(plan: LikelihoodPlan, work_uri: str, **named: Any) -> object:
+        monkeypatch.setattr("evaluation.evaluate.run.split_likelihood", split_likelihood)
+        return storage.read_bytes(missing or f"{work_uri}/likelihood-00000.pt")
+
+    monkeypatch.setattr("evaluation.evaluate.run.split_likelihood", lose)
+    assert evaluate(uri, digits_uri, reference_uri, options=_FEW).likelihood == first.likelihood
+    missing = f"{digits_uri}/none"
+    monkeypatch.setattr("evaluation.evaluate.run.split_likelihood", lose)
+    capsys.readouterr()
+    with pytest.raises(storage.ObjectNotFoundError, match=f"^{missing}: there is no such file"):
+        evaluate(uri, digits_uri, reference_uri, options=_FEW)
+    assert "another process" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["compare-same", "compare-other"])

@@ -20,7 +20,7 @@ from components.tuning.steps import _pending, _run_trial, _suggest
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.tuning.optimiser import Pruner, suggest
 from evaluation.tuning.page import render
-from evaluation.tuning.record import TrialRecord, best_of, read_records, write_record
+from evaluation.tuning.record import TuningTrial, best_of, read_records, write_record
 from evaluation.tuning.request import TuneOptions, TuneRequest
 from training import storage
 from training.config.errors import UserError
@@ -67,12 +67,12 @@ def _bowl(params: dict[str, Any]) -> float:
     return abs(math.log10(params[RATE] / 2e-3)) + params[DROPOUT]
 
 
-def _extend(uri: str, num_trials: int, *, seed: int = 0, score: Callable[[dict[str, Any]], float] = _bowl) -> list[TrialRecord]:
+def _extend(uri: str, num_trials: int, *, seed: int = 0, score: Callable[[dict[str, Any]], float] = _bowl) -> list[TuningTrial]:
     for number in range(len(read_records(uri)), num_trials):
         params = suggest(REQUEST.axes(), REQUEST.experiment(), read_records(uri), number=number, seed=seed)
         value = score(params)
         state = "pruned" if value > 1.0 else "complete"
-        write_record(uri, TrialRecord(number=number, params=params, state=state, score=value, best_step=100, scores=((100, value),)))
+        write_record(uri, TuningTrial(number=number, params=params, state=state, score=value, best_step=100, scores=((100, value),)))
     return read_records(uri)
 
 
@@ -89,9 +89,9 @@ def test_a_tuning_that_was_killed_goes_on_with_the_same_suggestions(tmp_path: Pa
 
 def test_a_trial_that_was_killed_goes_on_with_its_suggestion_before_one_that_failed_runs_again(tmp_path: Path) -> None:
     records = _extend(str(tmp_path), 10)
-    records[3] = TrialRecord(number=3, params=records[3].params, state="failed")
+    records[3] = TuningTrial(number=3, params=records[3].params, state="failed")
     killed = _suggest(REQUEST, records, 10)
-    again = [*records[:3], TrialRecord(number=3, params=records[3].params, state="complete", score=-1.0), *records[4:]]  # the best
+    again = [*records[:3], TuningTrial(number=3, params=records[3].params, state="complete", score=-1.0), *records[4:]]  # the best
     assert _suggest(REQUEST, again, 10) != killed
     assert _pending(12, records) == [10, 11, 3]
 
@@ -129,6 +129,13 @@ def test_the_pruner_decides_as_optuna_does_in_a_study_that_lives() -> None:
     assert {100, 200, 400, None} == set(ours)
 
 
+def test_a_trial_without_a_finite_score_is_pruned_with_that_reason() -> None:
+    pruner = Pruner(rungs=tuple({"completed_rung_0": score} for score in (1.0, 2.0)), min_steps=100, reduction=2)
+    history = [{"step": step, "scores": {"a": score}} for step, score in ((100, None), (200, 0.5))]
+    assert pruner(history) == "it has no finite score up to step 100"
+    assert pruner([{"step": 100, "scores": {"a": 3.0}}]) == "3 at step 100 is not among the best 1/2 of the trials there"
+
+
 def test_early_stopping_finishes_a_training_before_the_pruner_gives_it_up() -> None:
     evaluation = REQUEST.experiment().override(["evaluation.patience=1"]).evaluation
     scorer = CheckpointScorer(evaluation=evaluation, reference_uri="", stop_rule=lambda history: "pruned" if len(history) > 1 else None)
@@ -144,10 +151,10 @@ def test_the_best_trial_is_first_on_the_page_and_its_file_is_its_experiment(tmp_
     params = {RATE: 0.003142, DROPOUT: 0.125, WIDTH: "64"}
     known: dict[str, Any] = {"params": params, "run_uri": run_uri, "best_step": 100}
     records = [
-        TrialRecord(number=0, state="complete", score=9.25, scores=((100, 9.25),), **known),
-        TrialRecord(number=1, state="pruned", score=1.125, scores=((100, 1.125),), **known),
-        TrialRecord(number=2, state="complete", score=7.5, scores=((100, 7.5), (200, 8.0)), **known),
-        TrialRecord(number=3, state="failed", params=params, reason="the gradient was not finite"),
+        TuningTrial(number=0, state="complete", score=9.25, scores=((100, 9.25),), **known),
+        TuningTrial(number=1, state="pruned", score=1.125, scores=((100, 1.125),), **known),
+        TuningTrial(number=2, state="complete", score=7.5, scores=((100, 7.5), (200, 8.0)), **known),
+        TuningTrial(number=3, state="failed", params=params, reason="the gradient was not finite"),
     ]
     assert best_of(records) == records[2]
     page = render(REQUEST, records, links={"Directory": "s3://iddpm/tunings/x"})
@@ -165,7 +172,7 @@ def test_each_searched_field_has_a_panel_and_there_is_no_other(count: int) -> No
     search = (*REQUEST.search, "optim.num_steps=10..500")[:count]
     request = dataclasses.replace(REQUEST, search=search)
     params = {RATE: 0.003, DROPOUT: 0.1, WIDTH: "64", "optim.num_steps": 100}
-    page = render(request, [TrialRecord(number=0, state="complete", params=params, score=9.25, scores=((100, 9.25),))], links={})
+    page = render(request, [TuningTrial(number=0, state="complete", params=params, score=9.25, scores=((100, 9.25),))], links={})
     by_step, by_value = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     assert len(re.findall(r'id="axes_\d+"', by_step)) == 1
     assert len(re.findall(r'id="axes_\d+"', by_value)) == count
@@ -174,7 +181,7 @@ def test_each_searched_field_has_a_panel_and_there_is_no_other(count: int) -> No
 def test_the_values_of_a_searched_field_are_labelled_where_its_range_has_no_power_of_ten_and_its_choices_are_long() -> None:
     sampler = "diffusion.timestep_sampler"
     request = dataclasses.replace(REQUEST, search=(f"{RATE}=log:2e-4..8e-4", f"{sampler}=[uniform,loss_second_moment]"))
-    record = TrialRecord(number=0, state="complete", params={RATE: 0.0003, sampler: "uniform"}, score=9.25, scores=((100, 9.25),))
+    record = TuningTrial(number=0, state="complete", params={RATE: 0.0003, sampler: "uniform"}, score=9.25, scores=((100, 9.25),))
     by_value = re.findall(r"<svg.*?</svg>", render(request, [record], links={}), flags=re.DOTALL)[-1]
     for label in ("0.0002", "0.0005", "uniform", "loss_second_moment"):
         assert f">{label}</text>" in by_value
@@ -198,7 +205,7 @@ def test_a_run_that_was_scored_by_another_protocol_is_no_trial_among_the_others(
     own = {"num_samples": evaluation.scoring_num_samples, "sampling": sampling, "reference": {"extractor": evaluation.extractor}}
     storage.write_json(f"{run_uri}/result.json", {"step": 200})
 
-    def trained(number: int, **protocol: Any) -> TrialRecord:
+    def trained(number: int, **protocol: Any) -> TuningTrial:
         score = {"step": 100 * number, "scores": {"a": 9.0 / number}, "protocol": {"sampler": "DPM-Solver++", **own, **protocol}}
         storage.write_json(f"{run_uri}/evaluations/step={100 * number:08d}.json", score)
         return _run_trial(REQUEST, 0, params, [], lambda *_: None, **places)
@@ -234,9 +241,9 @@ def test_a_trial_whose_objective_does_not_use_another_searched_field_is_refused_
 
 def test_a_trial_that_failed_and_ran_again_changes_the_best_of_the_later_ones() -> None:
     tracked = Mock()
-    records = [TrialRecord(number=number, params={}, state="complete", score=score) for number, score in ((2, 6.0), (0, 7.0))]
-    log_trials(tracked, [*records, TrialRecord(number=1, params={}, state="failed")])
-    log_trials(tracked, [*records, TrialRecord(number=1, params={}, state="complete", score=4.0)])
+    records = [TuningTrial(number=number, params={}, state="complete", score=score) for number, score in ((2, 6.0), (0, 7.0))]
+    log_trials(tracked, [*records, TuningTrial(number=1, params={}, state="failed")])
+    log_trials(tracked, [*records, TuningTrial(number=1, params={}, state="complete", score=4.0)])
     before, now = (call.args[0] for call in tracked.correct_metrics.call_args_list)
     assert before == {
         **{("trial_score", 0): 7.0, ("trial_score", 2): 6.0},

@@ -19,6 +19,7 @@ from evaluation.distances.frechet import (
     triangular_factor,
 )
 from evaluation.records.intervals import SPLITS, jackknife_error, jackknife_excess
+from evaluation.records.not_finite import NotFiniteError
 from training.config.errors import UserError
 
 
@@ -233,8 +234,8 @@ def test_standard_error_of_too_few_blocks_is_not_a_number() -> None:
 
 
 def test_features_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(UserError, match="not finite"):
-        Moments(2).update(torch.tensor([[1.0, math.nan]]))
+    with pytest.raises(NotFiniteError, match="the features of 2 of 3 images are not finite"):
+        Moments(2).update(torch.tensor([[1.0, math.nan], [0.0, 1.0], [math.inf, -math.inf]]))
 
 
 def test_one_image_has_no_covariance() -> None:

@@ -1,5 +1,6 @@
 """Metrics besides the Frechet distance against their formulas, in which order they put models, and what they may be named."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import get_args
@@ -63,7 +64,7 @@ def test_kernel_distance_is_the_unbiased_mmd_of_the_cubic_kernel() -> None:
     rounding = 24 * 2 * U32 * float(within(x) + within(y) + 2 * kernel(x, y).mean()) / expected
     # One subset holds all 60 of each, so that every subset gives the same number.
     assert kernel_distance(x, y).value == pytest.approx(expected, rel=rounding)
-    parts = kernel_distance_of_parts(x, y)
+    parts, own_pair = kernel_distance_of_parts(x, y)
 
     def of_part(z: Tensor) -> float:
         return float(within(z) - 2 * kernel(z, y).mean())
@@ -72,7 +73,7 @@ def test_kernel_distance_is_the_unbiased_mmd_of_the_cubic_kernel() -> None:
     in_first_half = torch.tensor([letter == "A" for letter in SPLITS[1]]).repeat_interleave(6)
     halves = [of_part(x[in_first_half]), of_part(x[~in_first_half])]
     assert parts.of_halves[1] == pytest.approx(halves, rel=10 * rounding)
-    assert parts.own_pair == pytest.approx(60 * float(kernel(x, x).mean() - within(x)), rel=10 * rounding)
+    assert own_pair == pytest.approx(60 * float(kernel(x, x).mean() - within(x)), rel=10 * rounding)
     assert abs(kernel_distance(_features(500, 8, 2), _features(500, 8, 3)).value) < expected / 10
 
 
@@ -246,9 +247,10 @@ def test_a_distance_of_equal_sets_is_not_called_unbiased() -> None:
         inputs = MetricInputs(frozenset({name}))
         inputs.update(torch.arange(len(sample)), {"features": sample}, None)
         (found,) = compute_metrics(inputs, MetricReference(extractor=_INCEPTION, features=sample))
-        assert (found.value, found.bias) == (0.0, None)
+        assert (found.value, found.bias, found.is_unbiased) == (0.0, 0.0, False)
         assert "unbiased" not in found.note
-    assert distance_score("FID", 0.0, 0.0, [0.0] * 10, num_samples=60).bias is None
+    row = distance_score("FID", 0.0, 0.0, [0.0] * 10, num_samples=60)
+    assert (row.bias, row.is_unbiased) == (0.0, False)
 
 
 def test_the_jackknife_takes_most_of_the_bias_from_the_sliced_wasserstein_distance() -> None:
@@ -377,6 +379,15 @@ def test_the_numbers_that_are_of_ten_thousand_samples_at_most_are_those_of_store
     found = compute_metrics(inputs, MetricReference(extractor=extractor_id(extractor), features=_features(40, 4, 1)))
     assert {max_images(value.name) for value in found} == {10_000}
     assert {max_images(name) for name in ("fd_infinity", "fid_infinity", "inception_score", "sfid", "label_agreement")} == {None}
+
+
+def test_a_number_without_a_row_is_refused_where_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metric would else be read as one of which less is better, by a forgotten table."""
+    forgotten = dataclasses.replace(METRICS["mind"], compute=lambda inputs, reference: [MetricValue("sharpness", 1.0, None, "n")])
+    monkeypatch.setitem(METRICS, "mind", forgotten)
+    inputs = MetricInputs(frozenset({"mind"}))
+    with pytest.raises(UserError, match="'sharpness' is no metric of this version"):
+        compute_metrics(inputs, MetricReference(extractor=_INCEPTION, features=_features(40, 4, 1)))
 
 
 def test_label_agreement_is_a_fraction_with_its_error() -> None:

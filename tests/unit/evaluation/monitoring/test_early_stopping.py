@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.monitoring.early_stopping import Score, best_checkpoints, decide, ranked_candidates
+from evaluation.monitoring.early_stopping import CheckpointScore, best_checkpoints, decide, ranked_candidates
 from training.config.experiment import EvaluationConfig, SamplingConfig
 
 
@@ -17,7 +17,7 @@ def _config(patience: int = 3, min_gain: float = 0.01, min_steps: int = 0, resco
     return EvaluationConfig(patience=patience, min_gain=min_gain, min_steps=min_steps, rescore_best=rescore_best)
 
 
-def _history(*values: float | None, weights: str = "ema_0.99") -> list[Score]:
+def _history(*values: float | None, weights: str = "ema_0.99") -> list[CheckpointScore]:
     return [{"step": 100 * (i + 1), "scores": {weights: value}} for i, value in enumerate(values)]
 
 

@@ -80,12 +80,29 @@ def test_the_limits_of_a_jump_are_drawn_as_the_nights_are_judged(rule: Rule) -> 
 
 
 def test_a_slow_regression_is_said_with_its_size_its_error_and_its_first_night() -> None:
-    judgement = judge(history_of([*HEALTHY, 3.0, *[3.22] * 5]))
+    judgement = judge(history_of([*HEALTHY, 3.0, *[3.22] * 5], standard_error=0.05))
     assert judgement.direction == 1
     assert judgement.since == FIRST + timedelta(days=6)
     assert judgement.change == rounded(0.22, 10, scale=3.22)  # means of five
     assert judgement.change_error == rounded(0.1 * math.sqrt(1 / 5 + 1 / 5), 10)
-    assert "worse by 0.22 ± 0.12 (95%), 3.5 standard errors, since 2026-01-07 (5 nights); the cumulative sum is" in judgement.text
+    # The spread is that of five scores: by Student's t of 4 degrees of freedom, 2.776.
+    assert "worse by 0.22 ± 0.18 (95%), 3.5 standard errors, since 2026-01-07 (5 nights); the cumulative sum is" in judgement.text
+
+
+def test_a_spread_from_known_errors_has_nine_degrees_of_freedom_a_night() -> None:
+    """The 97.5% point of Student's t is 2.014 for 45 degrees of freedom, and 0.2 sqrt(1 + 1/5) times that is 0.4413."""
+    judgement = judge(history_of([*HEALTHY, 5.0], standard_error=0.2))
+    assert judgement.trace.degrees_of_freedom.tolist() == [9, 18, 27, 36, 45, 45]
+    assert "worse by 2 ± 0.44 (95%), 9.1 standard errors" in judgement.text
+
+
+def test_the_error_of_a_change_weights_nights_as_their_mean_does() -> None:
+    """A night is the mean of n scores, with s^2 / n; the mean of two nights has a quarter of the sum. One without a score is left out."""
+    history = history_of(HEALTHY).with_night(a_night(5, 5.0, redrawn=(5.0, 5.1, 4.9)))
+    judgement = judge(history.with_night(a_night(6, None)).with_night(a_night(7, 5.0)))
+    assert (judgement.direction, judgement.since) == (1, FIRST + timedelta(days=5))
+    assert judgement.change == rounded(2.0, 10, scale=5)
+    assert judgement.change_error == rounded(0.1 * math.sqrt((1 / 3 + 1) / 4 + 1 / 5), 20)
 
 
 def test_a_jump_is_a_regression_and_the_night_after_it_is_not_news() -> None:
@@ -266,7 +283,7 @@ def test_a_history_of_an_earlier_version_is_judged_as_it_was_then(tmp_path: Path
     rule = {"baseline_nights": 5, "reference_value": 0.75, "decision_interval": 5.8, "suspicion": 2.1, "confirmed": 2.6, "alone": 4.5}
     scores = [*HEALTHY, 3.0, *[3.2] * 5]
     nights = [
-        {"id": f"night-{day}", "at": f"2026-01-{day + 1:02}T02:00:00Z", "distance": score, "standard_error": 0.1, "rule": rule}
+        {"id": f"night-{day}", "at": f"2026-01-{day + 1:02}T02:00:00Z", "distance": score, "standard_error": 0.05, "rule": rule}
         for day, score in enumerate(scores)
     ]
     storage.write_json(storage.join(str(tmp_path), nightly.HISTORY), {"nights": nights, "accepted": []})
@@ -274,7 +291,7 @@ def test_a_history_of_an_earlier_version_is_judged_as_it_was_then(tmp_path: Path
     assert history is not None
     assert judge(history.until("night-9")).direction == 0, "today's limit is 4.8, and the sum is 5"
     assert judge(history).text == (
-        "3.2 against 3 (mean of 5 healthy scores); worse by 0.2 ± 0.12 (95%), 3.2 standard errors, since 2026-01-07 (5 nights); "
+        "3.2 against 3 (mean of 5 healthy scores); worse by 0.2 ± 0.18 (95%), 3.2 standard errors, since 2026-01-07 (5 nights); "
         "the cumulative sum is 6.25, the limit is 5.8"
     )
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from evaluation.distances.reference_statistics import load_reference, save_reference
+from evaluation.features.extractors import DigitsExtractor
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, comparable, read_history, score_uri
 from evaluation.monitoring.early_stopping import decide
 from evaluation.records.run_directory import run_uri_of
@@ -145,6 +147,22 @@ def _damage(run_uri: str, step: int, *names: str) -> None:
     files = {name: checkpoint.load_bytes(uri, name) for name in checkpoint.file_names(uri)}
     lost = {f"{name}.pt": {key: value * math.nan for key, value in checkpoint.load(uri, f"{name}.pt").items()} for name in names}
     checkpoint.save(run_uri, step, {**files, **lost})
+
+
+def test_a_model_whose_features_overflow_has_no_score_and_training_goes_on(
+    run_uri: str, scorer: CheckpointScorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = DigitsExtractor.outputs
+
+    def overflow_once(extractor: DigitsExtractor, images: Tensor) -> dict[str, Tensor]:
+        monkeypatch.setattr(DigitsExtractor, "outputs", outputs)
+        return {name: value * math.inf for name, value in outputs(extractor, images).items()}
+
+    monkeypatch.setattr(DigitsExtractor, "outputs", overflow_once)
+    score = scorer.score(checkpoint.checkpoint_uri(run_uri, 100))
+    lost, other = checkpoint.weights_names(checkpoint.checkpoint_uri(run_uri, 100))[:2]
+    assert (score["scores"][lost], score["best_weights"]) == (None, other)
+    assert f"{lost} has no score: the features of " in capsys.readouterr().out
 
 
 def test_a_diverged_model_has_no_score_and_training_goes_on_until_its_patience_ends(

@@ -225,7 +225,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[str], Any]]] = {
     "trials/0000.json": (TRIAL, read_records),
     "tune/plan.json": (TUNING, lambda run: make_report(f"{run}/tune")),
     "plan.json": (ABLATION, read_plan),
-    "trials/a.json": (ABLATED, lambda run: ablation_record.TrialRecord.read(f"{run}/trials/a.json")),
+    "trials/a.json": (ABLATED, lambda run: ablation_record.AblationTrial.read(f"{run}/trials/a.json")),
     "summary.json": (SUMMARY, lambda run: (ablation_numbers(run), findings_as_markdown(Path(run).parent))),
     "table.json": (TABLE, lambda run: beside_the_paper(Path(run))),
     "comparison.json": ({"models": MODELS}, lambda run: tell_comparison(f"{run}/page.html", "p-1", run)),

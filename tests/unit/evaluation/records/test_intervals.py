@@ -45,7 +45,7 @@ from evaluation.records.intervals import (
 )
 from evaluation.records.paired import Difference
 from evaluation.records.result import EvaluationResult
-from evaluation.records.score_card import Score, likelihood_score
+from evaluation.records.score_card import ScoreCardRow, likelihood_score
 
 _NUM_REPEATS, _NUM_IMAGES, _DIM = 200, 400, 4
 
@@ -128,7 +128,7 @@ def _sfid(sample: Tensor, real: Tensor) -> MetricValue:
     return compute_metrics(inputs, MetricReference(extractor=extractor_id("inception"), spatial=_normal(sample.shape[1])))[0]
 
 
-def _bits_per_dim(sample: Tensor, real: Tensor) -> Score:
+def _bits_per_dim(sample: Tensor, real: Tensor) -> ScoreCardRow:
     bits = sample[:, 0].double().exp()  # a mean of skewed values
     none = torch.zeros(0, dtype=torch.float64)
     found = Likelihood(
@@ -147,7 +147,7 @@ def _agreement(sample: Tensor, real: Tensor) -> MetricValue:
     return share_of_images("label_agreement", sample[:, 0] < 1.7, "")
 
 
-_METRICS: dict[str, Callable[[Tensor, Tensor], MetricValue | Score]] = {
+_METRICS: dict[str, Callable[[Tensor, Tensor], MetricValue | ScoreCardRow]] = {
     "KID": lambda sample, real: kernel_distance(sample, _REAL),
     "CMMD": lambda sample, real: gaussian_mmd(20 * sample, 20 * _REAL),
     "MIND": lambda sample, real: sliced_wasserstein(sample, real, random_directions(_DIM, 20)),

@@ -1,12 +1,15 @@
 """Two stages: the labels and order of the small images are kept, and an upsampler alone is scored on real small images."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.preflight import preflight
 from evaluation.evaluate.run import evaluate
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.records import npz
@@ -55,6 +58,62 @@ def test_the_second_stage_keeps_the_labels_and_order_of_the_first(kept_run_uri: 
     sample_set.draw(plan, str(tmp_path / "again"))
     again = next(iter(sample_set.read(str(tmp_path / "again"))))[1]
     assert not torch.equal(again, large[0][1])
+
+
+def test_a_missing_chunk_of_the_small_images_is_named_and_no_earlier_result_returned(
+    kept_run_uri: str,
+    upsampler_run_uri: str,
+    digits_uri: str,
+    reference_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small = str(tmp_path / "small")
+    sample_set.draw(_plan(kept_run_uri, 200), small)
+    for number in range(3):
+        images, labels = npz.read_images(sample_set.chunk_uri(small, number))
+        npz.write_images(sample_set.chunk_uri(small, number), images[:, :, ::2, ::2].contiguous(), labels)
+    uri = checkpoint.checkpoint_uri(upsampler_run_uri, 100)
+    options = EvaluationOptions(num_samples=20, likelihood=False, low_res_uri=small, sampling=SamplingConfig(spacing="4"))
+    evaluate(uri, digits_uri, reference_uri, options=options)
+    chunk, draw = Path(sample_set.chunk_uri(small, 1)), sample_set.draw
+
+    def draw_late(*arguments: object, **named: object) -> None:
+        chunk.unlink()
+        draw(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sample_set, "draw", draw_late)
+    missing = f"^{small}: chunk 1 is missing; the set is not complete, draw it again"
+    capsys.readouterr()
+    with pytest.raises(sample_set.MissingImagesError, match=missing):
+        evaluate(uri, digits_uri, reference_uri, options=options)
+    assert "another process" not in capsys.readouterr().out
+    with pytest.raises(sample_set.MissingImagesError, match=missing):
+        preflight(ModelSpec(checkpoint_uri=uri), digits_uri, reference_uri, options)
+    Path(sample_set.chunk_uri(small, 2)).unlink()  # the images 20 to 24, which are not enlarged
+    with pytest.raises(sample_set.MissingImagesError, match=missing):
+        preflight(ModelSpec(checkpoint_uri=uri), digits_uri, reference_uri, options)
+    preflight(ModelSpec(checkpoint_uri=uri), digits_uri, reference_uri, dataclasses.replace(options, num_samples=10))
+
+
+def test_a_set_of_enlarged_images_is_of_the_content_of_its_data_set(upsampler_run_uri: str, digits_uri: str, tmp_path: Path) -> None:
+    spec, data_uri = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(upsampler_run_uri, 100)), str(tmp_path / "data")
+    shutil.copytree(f"{digits_uri}/train", f"{data_uri}/train")
+    uri, request = (
+        str(tmp_path / "set"),
+        DrawRequest(model=spec, num_images=2, seed=0, sampling=SamplingConfig(spacing="3"), data_uri=data_uri),
+    )
+    draw_images(request, uri, tmp_path / "grid.png")
+    shutil.rmtree(f"{data_uri}/train")
+    shutil.copytree(f"{digits_uri}/test", f"{data_uri}/train")
+    with pytest.raises(UserError, match="contains images of another plan"):
+        draw_images(request, uri, tmp_path / "grid.png")
+    plan = Path(uri, sample_set.PLAN)
+    stored = json.loads(plan.read_text())
+    del stored["low_res_data_digest"]  # as an earlier version stored it
+    plan.write_text(json.dumps(stored))
+    draw_images(request, uri, tmp_path / "grid.png")
 
 
 def test_images_of_another_size_are_refused(kept_run_uri: str, upsampler_run_uri: str, tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ def test_a_row_gives_its_images(sampler: Sampler) -> None:
         ({"seed": 1, "evaluations": -5}, "evaluations must be at least 1, got -5"),
         ({"seed": 1, "label": 3.7}, "label must be a whole number, got 3.7"),
         ({"seed": "one"}, "seed must be a whole number, got 'one'"),
+        ({"seed": -1}, r"^seed: must be in \[0, 2\^32\), got -1"),
+        ({"seed": 2**32}, r"^seed: must be in \[0, 2\^32\), got 4294967296"),
         ({"seed": float("inf")}, "seed must be a whole number, got inf"),
         ({"seed": 1, "label": 10}, "are not all in 0..9"),
         ({"label": 1}, "a row has seed"),

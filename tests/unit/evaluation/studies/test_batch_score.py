@@ -27,7 +27,7 @@ from evaluation.evaluate.run import evaluate
 from evaluation.features.digit_classifier import WEIGHTS_SHA256
 from evaluation.features.extractors import DigitsExtractor
 from evaluation.records import npz
-from evaluation.studies.batch_score import score_batch
+from evaluation.studies.batch_score import as_study, score_batch
 from pipelines.cli.main import app
 from tests.unit.evaluation.conftest import write_run
 from training.checkpoints import checkpoint
@@ -91,6 +91,13 @@ def test_a_sample_batch_is_scored_against_a_reference_batch(samples: str, adm_re
     # Of other subsets: within two of the errors that these make.
     assert found.metrics["kernel_distance"]["value"] == pytest.approx(expected.value, abs=2 * (expected.standard_error or 0))
     assert "does not record the images" in found.reference
+    page = as_study(found).files["score.html"].decode()
+    for method in (
+        "jackknife over ten blocks of samples, Student",
+        "closed form for a share (Wilson)",
+        "14 balanced halves of the samples",
+    ):
+        assert page.count(method) == 1, "each number has its own"
 
 
 @pytest.mark.parametrize("by_class", ["samples", "reference"])
@@ -287,6 +294,25 @@ def test_images_of_another_size_than_the_references_are_refused(reference_uri: s
         score_batch(uri, reference_uri, extractor=AnySize())
 
 
+@pytest.mark.parametrize("has_statistics", [True, False])
+def test_images_of_another_size_than_those_of_a_reference_batch_are_refused_before_the_network_is_loaded(
+    has_statistics: bool, tmp_path: Path
+) -> None:
+    uri, reference = (str(tmp_path / name) for name in ("large.npz", "reference.npz"))
+    npz.write_images(uri, torch.zeros(20, 3, 16, 16, dtype=torch.uint8), None)
+    statistics = {"mu": np.zeros(2048), "sigma": np.eye(2048)} if has_statistics else {}
+    npz.write_arrays(reference, {"arr_0": np.zeros((20, 32, 32, 3), np.uint8), **statistics})
+    with pytest.raises(UserError, match=r"large.npz has images of 16x16x3 .*reference.npz of 32x32x3; a distance is of images of one size"):
+        score_batch(uri, reference, extractor="inception", extractor_weights=str(tmp_path / "absent.pth"))
+
+
+def test_statistics_that_record_another_size_than_the_images_of_a_reference_batch_are_refused(reference_uri: str, tmp_path: Path) -> None:
+    uri = str(tmp_path / "images.npz")
+    npz.write_images(uri, torch.zeros(20, 3, 16, 16, dtype=torch.uint8), None)
+    with pytest.raises(UserError, match="image_size: 8, not 16; image_channels: 1, not 3"):
+        score_batch(reference_uri, uri, extractor="digits-classifier")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -346,13 +372,13 @@ def test_a_batch_is_read_in_parts(samples: str) -> None:
     assert npz.batch_shape(samples) == (200, 8, 8, 1)
 
 
-def test_a_batch_is_counted_once(samples: str, adm_reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_is_counted_once(samples: str, adm_reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at a file in S3 downloads it."""
     counted: list[str] = []
     shape = npz.batch_shape
     monkeypatch.setattr(npz, "batch_shape", lambda uri: counted.append(uri) or shape(uri))
     score_batch(samples, adm_reference, extractor="digits-classifier")
-    assert counted == [samples]
+    assert sorted(counted) == sorted([samples, adm_reference])
 
 
 @pytest.mark.parametrize("with_images", ["samples", "reference"])

@@ -18,10 +18,11 @@ from evaluation.evaluate.options import EvaluationOptions
 from evaluation.features.extractors import load_extractor
 from evaluation.records import npz
 from evaluation.records.paired import Difference, judge_together
+from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.sample_set import draw, plan_samples
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_model
-from evaluation.studies.compare import Comparison, compare, short_names
+from evaluation.studies.compare import Comparison, _likelihood_difference, compare, short_names
 from evaluation.studies.comparison_page import as_study
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
@@ -101,6 +102,34 @@ def test_a_model_with_an_infinite_likelihood_has_no_difference_of_bits_per_dim(
     assert "Infinity" not in as_study(found).files["comparison.json"].decode()
 
 
+def test_bits_per_dim_of_unknown_images_are_not_compared_image_by_image(
+    comparison: Comparison, digits_uri: str, reference_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_uri = run_uri_of(comparison.models[1].result.checkpoint_uri)
+    by_step = {json.loads(path.read_text())["step"]: path for path in Path(run_uri, "evaluations").glob("compare-*.json")}
+    before = {step: path.read_text() for step, path in by_step.items()}
+    capsys.readouterr()
+    try:
+        for step in (200, 100):  # of an earlier version: at first one of two models, then both
+            stored = json.loads(before[step])
+            del stored["protocol"]["likelihood"]["data_digest"]
+            by_step[step].write_text(json.dumps(stored))
+            found = compare([_spec(run_uri, step) for step in (100, 200)], digits_uri, reference_uri, options=_FEW)
+            assert (found.models[1].likelihood_difference is None) == (step == 200)
+            told = "no difference of bits/dim: those of step 200 (ema_0.99) are of an earlier version" in capsys.readouterr().out
+            assert told == (step == 200)
+        for step, digest in ((100, "a"), (200, "b")):
+            stored = json.loads(before[step])
+            stored["protocol"]["likelihood"]["data_digest"] = digest
+            by_step[step].write_text(json.dumps(stored))
+        first, second = (EvaluationResult.read(str(by_step[step])) for step in (100, 200))
+        with pytest.raises(UserError, match="the bits/dim are of different images"):
+            _likelihood_difference(second, first)
+    finally:
+        for step, text in before.items():
+            by_step[step].write_text(text)
+
+
 def test_a_difference_on_common_noise_has_a_smaller_error_than_independent_draws(comparison: Comparison) -> None:
     first, _, other = comparison.models
     assert other.distance_difference is not None
@@ -129,6 +158,8 @@ def test_further_metrics_are_paired_where_noise_is_shared_and_have_a_better_side
     page = as_study(dataclasses.replace(comparison, models=(first, same, certain))).files["comparison.html"].decode()
     assert "better by itself" not in page, "a difference whose error can't be estimated has no verdict"
     assert "No difference is judged for density: it has no better side." in page
+    methods = [line for line in as_study(comparison).text.splitlines() if "by another method" in line]
+    assert methods == ["The interval of a difference of coverage is by another method: jackknife over ten blocks of samples, normal."]
 
 
 def test_shares_are_in_percent_as_an_evaluation_shows_them(comparison: Comparison) -> None:
@@ -274,6 +305,9 @@ def test_a_note_names_a_protocol_that_is_not_used(
     assert any("the num_samples of" in note for note in found.notes)
     assert any("of 20 for" in note for note in found.notes)
     assert found.models[1].result.protocol["distance"]["num_samples"] == experiment.evaluation.num_samples
+    same = dataclasses.replace(options, num_samples=60)
+    found = compare([_spec(kept_run_uri, 200), _spec(str(tmp_path / "other"), 1)], digits_uri, reference_uri, options=same)
+    assert not any("num_samples" in note for note in found.notes), "the option's number is used, and neither model's own"
 
 
 def test_all_models_have_the_metrics_of_the_first_one(

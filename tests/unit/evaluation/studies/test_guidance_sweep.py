@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -50,11 +51,44 @@ def test_a_sweep_holds_the_model_alone_and_draws_the_trade_off(spec: ModelSpec, 
     }
 
 
+def test_sweeps_of_two_checkpoints_of_a_run_and_of_other_weights_keep_their_results(
+    spec: ModelSpec, run_uri: str, digits_uri: str, reference_uri: str
+) -> None:
+    first = str(checkpoint.checkpoint_uri(run_uri, 100))
+    specs = [spec, dataclasses.replace(spec, checkpoint_uri=first), dataclasses.replace(spec, weights="model")]
+
+    def stored() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in Path(run_uri, "evaluations").glob("guidance-*.json")}
+
+    distances = [sweep(each, guided_samplers(each, (1,)), digits_uri, reference_uri, OPTIONS).points[0].distance for each in specs]
+    before = stored()
+    assert set(before) == {f"guidance-{name}-1.0-0.json" for name in ("00000200-ema_0.99", "00000100-ema_0.99", "00000200-model")}
+    again = [sweep(each, guided_samplers(each, (1,)), digits_uri, reference_uri, OPTIONS).points[0].distance for each in specs]
+    assert (again, stored()) == (distances, before), "nothing is drawn again"
+
+
+def test_a_sweep_that_an_earlier_version_stored_is_found_if_it_is_of_this_checkpoint(
+    spec: ModelSpec, run_uri: str, digits_uri: str, reference_uri: str
+) -> None:
+    """It named results by scale and guide alone."""
+    found = sweep(spec, guided_samplers(spec, (1,)), digits_uri, reference_uri, OPTIONS)
+    directory = Path(run_uri, "evaluations")
+    (path,) = directory.glob("guidance-*.json")
+    earlier = path.rename(directory / "guidance-1-0.json")
+    text = earlier.read_text()
+    assert sweep(spec, guided_samplers(spec, (1,)), digits_uri, reference_uri, OPTIONS) == found
+    assert not path.exists()
+    other = dataclasses.replace(spec, checkpoint_uri=str(checkpoint.checkpoint_uri(run_uri, 100)))
+    assert sweep(other, guided_samplers(other, (1,)), digits_uri, reference_uri, OPTIONS) != found
+    assert earlier.read_text() == text
+
+
 @pytest.mark.parametrize(
     ("scales", "step", "message"),
     [
         ((), 0, "guidance scales are numbers of 0 or more"),
         ((-1.0, 2.0), 0, "guidance scales are numbers of 0 or more"),
+        ((2.001, 1.0, 2.0), 0, "told apart by their hundredths, and 2.0 and 2.001 are equal there; leave one out"),
         ((1.0, 2.0), 0, "was trained with every label and cannot guide itself"),
         ((1.0, 2.0), 999, r"has no checkpoint of step 999 \(guidance_step\) that could guide the one of step 200; earlier ones: 100"),
         ((1.0, 2.0), 200, r"has no checkpoint of step 200 \(guidance_step\) that could guide"),

@@ -151,6 +151,13 @@ def test_the_study_has_the_verdicts_and_the_pairs(
     assert study.points["copied_share/pixels", 0] == first["samples"]["share"]
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_experiment_can_have_is_refused(seed: int) -> None:
+    request = Request(model=ModelSpec(checkpoint_uri="unused"), data_uri="unused", seed=seed, sampling=SamplingConfig())
+    with pytest.raises(UserError, match=rf"^seed: must be in \[0, 2\^32\), got {seed}"):
+        study_memorisation(request)
+
+
 def test_the_samples_of_a_file_are_chosen_from_all_of_it(tmp_path: Path) -> None:
     samples, by_value = str(tmp_path / "samples.npz"), torch.arange(200, dtype=torch.uint8)
     npz.write_images(samples, by_value[:, None, None, None].expand(-1, 1, 8, 8), None)
