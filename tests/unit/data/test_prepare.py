@@ -532,7 +532,7 @@ def test_a_shard_with_rows_of_another_size_is_named(damaged, tmp_path):
     (wide / "manifest.json").write_text(dataclasses.replace(narrow, content_digest=manifest_digest(narrow)).to_json())
     fault = r"a row has 768 bytes, but images of \(16, 16, 1\) have 256"
     for find in (lambda: load(wide, tmp_path), lambda: verify(str(wide)), lambda: list(iterate(str(wide), 8))):
-        with pytest.raises(UserError, match=rf"shard-00000\.parquet: .*{fault}.*; delete {wide} and prepare the data set again"):
+        with pytest.raises(UserError, match=rf"shard-\d{{5}}\.parquet: .*{fault}.*; delete {wide} and prepare the data set again"):
             find()
 
 
