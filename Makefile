@@ -117,7 +117,7 @@ conformance: setup  ## prove a cluster, scenario by scenario: KUBECONFIG=... mak
 	  $(if $(OUT),--out $(OUT)) $(if $(SCENARIOS),--scenarios "$(SCENARIOS)") $(ARGS)
 
 # GROUPS="training data" measures some of it; WRITE=1 puts the tables into BENCHMARKS.md when all is measured.
-bench: .venv/.bench-stamp  ## speed beside named baselines, with goals; a quarter of an hour on an idle machine
+bench: .venv/.bench-stamp  ## speed beside named baselines, with goals; half an hour on an idle machine
 	@$(BIN)/python tests/benchmarks/bench.py $(GROUPS) $(if $(WRITE),--write)
 
 bench-train:  ## of these, the training step
