@@ -57,6 +57,8 @@ def predictions(run: Run) -> Iterator[tuple[str, Measured]]:
         if allocator:
             plain = _in_own_process(predicted_peak, name, batch, work, run)
             note += f", with the C library's allocator {plain / 1e6:,.0f} MB"
+        else:
+            note += " with the C library's allocator, as tcmalloc is not installed"
         yield f"predicted-{name}-{work}", Measured(value=100 * abs(predicted / measured - 1), note=note)
 
 

@@ -59,8 +59,8 @@ class Row:
 
 
 _FP32 = (
-    "a step cannot be faster than its convolutions, and the baseline's step reaches 74 to 80% of their peak already: without everything "
-    "else it would be 1.25 to 1.35 times as fast"
+    "a step cannot be faster than its convolutions: were they all, it would be as many times as fast as their peak is above the share "
+    "that the baseline reaches"
 )
 _BF16 = (
     "under half of a step are convolutions, and the rest (normalisation, SiLU, casts, optimiser) gains little; where the processor "
@@ -196,8 +196,8 @@ def _predicted_memory() -> list[Row]:
             unit="%",
             goals={"cpu": 10.0},
             at_least=False,
-            reason="the count of live tensors does not see the heap's holes: some with tcmalloc, which the image has (Debian, Ubuntu: "
-            "libtcmalloc-minimal4), and many without it",
+            reason="without tcmalloc, which the image has (Debian, Ubuntu: libtcmalloc-minimal4), the heap has holes, which the count of "
+            "live tensors does not see; with it, no reason is known",
         )
         for name, words in (
             ("fashion-mnist-fp32", "training, Fashion-MNIST, batch 128, fp32"),
