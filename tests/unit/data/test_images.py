@@ -1,6 +1,9 @@
 import hashlib
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 from sklearn.datasets import load_sample_images
 
-from training.data.images.decode import ImageError, load
+from training.data.images.decode import ImageError, decode_pixels, load
 from training.data.images.resize import prepare_image
 
 PHOTOS = load_sample_images().images
@@ -374,6 +377,17 @@ def test_the_limit_is_ours_to_set_whatever_pillows_is(monkeypatch):
     with pytest.raises(ImageError, match=rf"is too large: {width}x{height} is over .*raise max_pixels"):
         prepare_image(encode(PHOTOS[0]), [64], "area", max_pixels=width * height - 1)
     assert Image.MAX_IMAGE_PIXELS == 10_000
+
+
+def test_an_image_over_the_limit_of_opencv_is_decoded_by_pillow():
+    program = (
+        "import hashlib, sys\nfrom training.data.images.decode import decode_pixels\n"
+        "print(hashlib.sha256(decode_pixels(sys.stdin.buffer.read(), 3).tobytes()).hexdigest())"
+    )
+    data = encode(PHOTOS[0], "JPEG")
+    limited = os.environ | {"OPENCV_IO_MAX_IMAGE_PIXELS": "1000"}  # read once, as the library is loaded
+    done = subprocess.run([sys.executable, "-c", program], input=data, env=limited, capture_output=True, check=True)
+    assert done.stdout.decode().strip() == hashlib.sha256(decode_pixels(data, 3).tobytes()).hexdigest()
 
 
 def test_a_jpeg_decoded_the_fast_way_has_pillows_pixels():

@@ -134,9 +134,11 @@ def decode_pixels(data: bytes, channels: int, *, reduced_size: int = 0, max_pixe
         halvings = (min(image.size) // (2 * reduced_size)).bit_length() - 1 if reduced_size else 0
         if halvings > 0:
             flags |= _REDUCED[min(halvings, 3) - 1]
-        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
-        if pixels is not None:
-            return np.asarray(pixels, dtype=np.uint8)
+        # OpenCV raises where an image is over its own limit of pixels, which an environment variable sets; then Pillow decodes it.
+        with contextlib.suppress(cv2.error):
+            pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+            if pixels is not None:
+                return np.asarray(pixels, dtype=np.uint8)
     image = load(image)
     turn = _UPRIGHT.get(_orientation(image))
     return to_pixels(_compose(image if turn is None else image.transpose(turn), background), channels)
