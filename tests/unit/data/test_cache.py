@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -134,6 +135,35 @@ def test_an_entry_that_could_not_be_made_leaves_nothing(tmp_path):
     assert kept(tmp_path) == set()
     entry(tmp_path, "a")
     assert kept(tmp_path) == names("a")
+
+
+def test_two_that_find_an_entry_missing_at_once_both_get_it_while_the_maker_uses_it(tmp_path):
+    path, both_have_looked = tmp_path / ("a" * 32), threading.Barrier(2, timeout=30)
+    path.write_bytes(b"damaged")
+    looked, made, entries = [], [], []
+
+    def is_intact(found: Path) -> bool:
+        looked.append(found)
+        if len(looked) <= 2:
+            both_have_looked.wait()
+            return False
+        return found.read_bytes() == b"content"
+
+    def make(partial: Path) -> None:
+        partial.write_bytes(b"content")
+        made.append(partial)
+
+    users = [
+        threading.Thread(target=lambda: entries.append(get_or_make(path, make, is_intact=is_intact)), name=name, daemon=True)
+        for name in "ab"
+    ]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join(timeout=30)
+    assert not [user.name for user in users if user.is_alive()], "waits for the other to end"
+    assert [entry.path for entry in entries] == [path, path]
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("is_directory", [False, True])

@@ -1,8 +1,8 @@
 """A bounded cache on a node's disk, shared by all processes of the node.
 
 An entry is a file or directory, made completely by the first process that needs it. Each user of an entry has a shared lock on the
-lock file next to it, which the kernel releases if the process dies. Only an entry without users is ever evicted, the least recently
-used first.
+lock file next to it, and its maker the lock on another file too; the kernel releases both if the process dies. Only an entry without
+users is ever evicted, the least recently used first.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ STAGING_REMEDY = "free some space, choose another cache directory, or set a disk
 _CACHE_REMEDY = "choose a cache directory, or point TMPDIR to one, in which this user may write and there is room"
 
 _LOCK = ".lock"
+_MAKER_LOCK = ".maker.lock"
 _PARTIAL = ".partial"
 _EVICTION_LOCK = "room.lock"
 _NAME = re.compile(r"(archive-)?[0-9a-f]{32}(\.stream)?|group-\d{6,}\.npy")
@@ -63,7 +64,7 @@ def get_or_make(path: Path, make: Callable[[Path], None], *, is_intact: Callable
 
     Args:
         path: The entry, which is evicted only if its name is one of `_NAME`; entries of one name always have the same content.
-        make: Makes the entry at the path that it receives, while no other process makes or uses it; after a failure the path is removed.
+        make: Makes the entry at the path that it receives, while no other process makes it; after a failure the path is removed.
         is_intact: Checks an existing entry; a damaged one, for instance after a crash of the machine, is made again.
 
     Raises:
@@ -73,30 +74,32 @@ def get_or_make(path: Path, make: Callable[[Path], None], *, is_intact: Callable
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(_sibling(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        while True:
-            # Changing a lock from one kind to the other is not atomic, so the entry is checked again after each change.
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if path.exists() and is_intact(path):
-                os.utime(path)
-                return CacheEntry(path, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if path.exists() and is_intact(path):
-                continue
-            if path.exists():
-                say(f"{path}: this node's copy is damaged, so it is made again")
-                _remove(path)
-            _remove_partial(path)
-            partial = _sibling(path, _PARTIAL)
-            try:
-                make(partial)
-                with explain_local_disk_errors(path.parent, _CACHE_REMEDY):
-                    _write_out(partial)
-                    partial.rename(path)
-            finally:
-                _remove(partial)
+        # Never the exclusive one: the maker of an entry keeps its shared lock, so who waits for it to end could wait for days.
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if not (path.exists() and is_intact(path)):
+            with file_lock(_sibling(path, _MAKER_LOCK)):
+                if not (path.exists() and is_intact(path)):
+                    _make(path, make)
+        os.utime(path)
     except BaseException:
         os.close(lock)
         raise
+    return CacheEntry(path, lock)
+
+
+def _make(path: Path, make: Callable[[Path], None]) -> None:
+    if path.exists():
+        say(f"{path}: this node's copy is damaged, so it is made again")
+        _remove(path)
+    _remove_partial(path)
+    partial = _sibling(path, _PARTIAL)
+    try:
+        make(partial)
+        with explain_local_disk_errors(path.parent, _CACHE_REMEDY):
+            _write_out(partial)
+            partial.rename(path)
+    finally:
+        _remove(partial)
 
 
 @contextlib.contextmanager
@@ -187,7 +190,7 @@ def _last_use(path: Path) -> int:
 
 
 def _remove_partial(path: Path) -> None:
-    """Remove the remains of a process that died while it made or removed the entry; the caller has the entry's lock."""
+    """Remove the remains of a process that died while it made or removed the entry; the caller keeps other processes from both."""
     for found in (_sibling(path, _PARTIAL), *path.parent.glob(f".{path.name}*{_PARTIAL}")):
         _remove(found)
 
