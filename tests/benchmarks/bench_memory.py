@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal
@@ -52,11 +52,14 @@ def predictions(run: Run) -> Iterator[tuple[str, Measured]]:
         size = experiment.optim.global_batch_size
         predicted = scoring_bytes(experiment, size) if work == "scoring" else training_bytes(experiment, size, bf16=work == "bf16")
         allocator = ctypes.util.find_library("tcmalloc_minimal")
-        measured = _in_own_process(predicted_peak, name, batch, work, run, preload=allocator)
+        preloaded = {"LD_PRELOAD": allocator} if allocator else {}
+        measured = _in_own_process(predicted_peak, name, batch, work, run, environment=preloaded)
         note = f"predicted {predicted / 1e6:,.0f} MB, measured {measured / 1e6:,.0f} MB"
         if allocator:
             plain = _in_own_process(predicted_peak, name, batch, work, run)
-            note += f", with the C library's allocator {plain / 1e6:,.0f} MB"
+            # The heap's free pages go back to the system at once, so the process has what is live and no holes; that is too slow for use.
+            dense = _in_own_process(predicted_peak, name, batch, work, run, environment=preloaded | {"TCMALLOC_AGGRESSIVE_DECOMMIT": "t"})
+            note += f", without the heap's holes {dense / 1e6:,.0f} MB, with the C library's allocator {plain / 1e6:,.0f} MB"
         else:
             note += " with the C library's allocator, as tcmalloc is not installed"
         yield f"predicted-{name}-{work}", Measured(value=100 * abs(predicted / measured - 1), note=note)
@@ -67,17 +70,15 @@ def _predicted_experiment(name: str, batch: int, run: Run) -> Experiment:
     return preset(f"{name}-hybrid-cosine", [*COMMON, *small, f"optim.global_batch_size={2 if run.quick else batch}"])
 
 
-def _in_own_process(work: Callable[..., int], *arguments: object, preload: str | None = None) -> int:
-    before = os.environ.get("LD_PRELOAD")
-    if preload:
-        os.environ["LD_PRELOAD"] = preload
+def _in_own_process(work: Callable[..., int], *arguments: object, environment: Mapping[str, str] | None = None) -> int:
+    before = dict(os.environ)
+    os.environ.update(environment or {})
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(work, *arguments).result()
     finally:
-        os.environ.pop("LD_PRELOAD", None)
-        if before is not None:
-            os.environ["LD_PRELOAD"] = before
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def predicted_peak(name: str, batch: int, work: Precision | Literal["scoring"], run: Run) -> int:

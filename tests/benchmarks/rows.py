@@ -196,8 +196,8 @@ def _predicted_memory() -> list[Row]:
             unit="%",
             goals={"cpu": 10.0},
             at_least=False,
-            reason="without tcmalloc, which the image has (Debian, Ubuntu: libtcmalloc-minimal4), the heap has holes, which the count of "
-            "live tensors does not see; with it, no reason is known",
+            reason="the heap has holes, which the count of live tensors does not see; without tcmalloc, which the image has (Debian, "
+            "Ubuntu: libtcmalloc-minimal4), it has more",
         )
         for name, words in (
             ("fashion-mnist-fp32", "training, Fashion-MNIST, batch 128, fp32"),
