@@ -135,8 +135,9 @@ def test_labels_follow_the_data_on_request(request_: DrawRequest, digits_uri: st
     assert labels.tolist() != [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_command_that_is_stopped_leaves_no_temporary_folder(kept_run_uri: str, tmp_path: Path, number: int, status: int) -> None:
+# Python ends itself by SIGINT, which a shell shows as 130 too, where Ctrl-C came in code made from text, as that of a dataclass.
+@pytest.mark.parametrize(("number", "codes"), [(signal.SIGTERM, {143}), (signal.SIGINT, {130, -signal.SIGINT})])
+def test_a_command_that_is_stopped_leaves_no_temporary_folder(kept_run_uri: str, tmp_path: Path, number: int, codes: set[int]) -> None:
     words = ["sample", kept_run_uri, str(tmp_path / "grid.png"), "--num-images", "100000", "--steps", "3"]
     process = subprocess.Popen([sys.executable, "-m", "pipelines.cli.main", *words], env={**os.environ, "TMPDIR": str(tmp_path)})
     try:
@@ -144,7 +145,7 @@ def test_a_command_that_is_stopped_leaves_no_temporary_folder(kept_run_uri: str,
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(number)
-        assert process.wait(60) == status
+        assert process.wait(60) in codes
     finally:
         process.kill()
     assert not list(tmp_path.glob("iddpm-*"))
