@@ -199,7 +199,7 @@ def _lock(home: Path) -> Iterator[None]:
     with (home / "run.lock").open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
             raise PipelineError(

@@ -55,14 +55,17 @@ def default_home() -> Path:
 
 
 def prepare(home: Path) -> None:
-    """Make the directory, for its owner alone; raise ServicesError if that fails, or its disk is almost full."""
+    """Make the directory, for its owner alone; raise ServicesError if that fails, it has no file locks, or its disk is almost full."""
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = home / f".probe-{secrets.token_hex(4)}"
-        probe.touch()
-        probe.unlink()
+        with probe.open("w", encoding="utf-8") as file, contextlib.ExitStack() as stack:
+            stack.callback(probe.unlink)
+            no_locks = _no_locks(file)
     except OSError as error:
         raise ServicesError(f"{home}: {error.strerror}; set IDDPM_HOME to a directory that you can write") from error
+    if no_locks is not None:
+        raise ServicesError(f"{home}: its file system has no file locks ({no_locks}); set IDDPM_HOME to a directory on a local disk")
     disk = shutil.disk_usage(home)
     # SeaweedFS takes no more writes when less than a hundredth of its disk is free.
     needed = max(_MIN_FREE_BYTES, disk.total // 100 + _MIN_FREE_BYTES // 2)
@@ -71,6 +74,15 @@ def prepare(home: Path) -> None:
             f"{home}: its disk has {format_bytes(disk.free)} free and the services need {format_bytes(needed)}; "
             "free some space, or set IDDPM_HOME to a directory on another disk"
         )
+
+
+def _no_locks(file: IO[str]) -> str | None:
+    """Return the system's reason why a file can't be locked, or None if it can: network file systems may be mounted without locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -436,6 +437,16 @@ def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path):
     with pytest.raises(ServicesError, match="are not running"):
         services.current(tmp_path / "file")
     assert not services.status(tmp_path / "file").running
+
+
+def test_a_directory_without_file_locks_is_refused_before_anything_starts(tmp_path, monkeypatch):
+    def flock(file, kind):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))  # flock(2) on an NFS whose lock manager is away
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(ServicesError, match=rf"{tmp_path}: its file system has no file locks \(No locks available\); set IDDPM_HOME"):
+        services.up(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_hundredth_of_the_disk_has_to_be_free_as_seaweedfs_writes_no_more_below_that(tmp_path, monkeypatch):

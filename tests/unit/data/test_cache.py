@@ -1,5 +1,6 @@
 """A node's cache is bounded, and an entry in use is never evicted."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -189,6 +190,16 @@ def test_a_cache_directory_that_can_not_be_written_is_named_with_the_remedy(tmp_
     for use in (lambda path: entry(path, "a"), lambda path: evict(path, 1)):
         with pytest.raises(UserError, match=rf"{tmp_path}/file/cache: Not a directory; choose a cache directory, or point TMPDIR"):
             use(tmp_path / "file" / "cache")
+
+
+def test_a_cache_directory_without_file_locks_is_named_with_the_remedy(tmp_path, monkeypatch):
+    def flock(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # flock(2) on a Lustre that is mounted without locks
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for use in (lambda: entry(tmp_path, "a"), lambda: evict(tmp_path, 1)):
+        with pytest.raises(UserError, match=rf"{tmp_path}: its file system has no file locks \(Function not implemented\); choose a cache"):
+            use()
 
 
 def test_an_entry_of_another_process_stays_until_that_is_killed(tmp_path):

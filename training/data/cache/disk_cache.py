@@ -47,8 +47,19 @@ def file_lock(path: Path) -> Iterator[None]:
         with explain_local_disk_errors(path.parent, _CACHE_REMEDY):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(path.open("w", encoding="utf-8"))
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _flock(file.fileno(), fcntl.LOCK_EX, path.parent)
         yield
+
+
+def _flock(descriptor: int, kind: int, directory: Path) -> None:
+    """Lock an open file; network file systems may be mounted without locks."""
+    try:
+        fcntl.flock(descriptor, kind)
+    except OSError as error:
+        raise UserError(
+            f"{directory}: its file system has no file locks ({error.strerror}); choose a cache directory, or point TMPDIR to one, on a "
+            "local disk"
+        ) from error
 
 
 class CacheEntry:
@@ -75,7 +86,7 @@ def get_or_make(path: Path, make: Callable[[Path], None], *, is_intact: Callable
         lock = os.open(_sibling(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         # Never the exclusive one: the maker of an entry keeps its shared lock, so who waits for it to end could wait for days.
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        _flock(lock, fcntl.LOCK_SH, path.parent)
         if not (path.exists() and is_intact(path)):
             with file_lock(_sibling(path, _MAKER_LOCK)):
                 if not (path.exists() and is_intact(path)):
