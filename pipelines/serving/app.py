@@ -18,7 +18,7 @@ from evaluation.records import grids
 from evaluation.sampling.generate import Labels, concatenated, generate, with_evaluations
 from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest
 from training.config.errors import UserError
-from training.config.experiment import SamplingConfig, SamplingMethod
+from training.config.experiment import MAX_SEED, SamplingConfig, SamplingMethod
 from training.config.spacing import count_timesteps
 
 
@@ -75,7 +75,7 @@ def make_app(model: TrainedModel, limits: Limits) -> FastAPI:
 
     class Drawing(BaseModel):
         model_config = ConfigDict(extra="forbid")  # a misspelt field would be another image than the one that was asked for
-        seed: int = Field(0, ge=0, lt=2**63)
+        seed: int = Field(0, ge=0, le=MAX_SEED)
         num_images: int = Field(1, ge=1, le=limits.max_images)
         label: int | None = Field(None, ge=0)
         evaluations: int | None = Field(None, ge=1, le=limits.max_evaluations)

@@ -158,6 +158,7 @@ def test_the_model_is_described(address: str, model_uri: str) -> None:
         ({"method": "euler"}, 422, "ancestral"),
         ({"seed": "x"}, 422, "integer"),
         ({"seed": -1}, 422, "greater than or equal to 0"),
+        ({"seed": 2**32}, 422, "less than or equal to 4294967295"),  # `iddpm sample` could not draw the same images
         ({"num_image": 2}, 422, "num_image"),
     ],
 )
