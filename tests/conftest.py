@@ -43,7 +43,11 @@ settings.load_profile("any-machine")
 _CHECKED_ROOMS = ("records", "features", "distances", "sampling", "likelihood")
 _CHECKED = ["training.diffusion", "training.models", "training.config.spacing", *(f"evaluation.{room}" for room in _CHECKED_ROOMS)]
 install_import_hook(_CHECKED, "beartype.beartype")
-_OWN_TESTS = ("diffusion", "models", *(f"evaluation/{room}" for room in ("records", "features", "distances", "sampling", "test_likelihood.py")))
+_OWN_TESTS = (
+    "diffusion",
+    "models",
+    *(f"evaluation/{room}" for room in ("records", "features", "distances", "sampling", "test_likelihood.py")),
+)
 _CHECKING = tuple(Path(__file__).parent / "unit" / name for name in _OWN_TESTS)
 assert all(path.exists() for path in _CHECKING), "tests of a checked package were moved"
 
